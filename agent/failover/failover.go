@@ -1,0 +1,261 @@
+// Package failover decides which dead nodes are to be fenced. It is pure: one
+// frame a tick goes in, the next state, actions and refusals come out. Every
+// coordinator runs it all the time, so that a new primary starts with warm
+// counters; only the primary acts.
+package failover
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"pvc.internal/cluster"
+)
+
+// Frame is one tick's view. Nothing in it is edited or kept.
+type Frame struct {
+	Every    time.Duration // between frames; 0: the keepalive interval
+	Self     cluster.NodeID
+	Timing   cluster.Timing
+	Settings cluster.FailoverSettings
+
+	Primary     bool           // this node holds the role now
+	Holder      cluster.NodeID // of the lease, as observed; empty: released
+	Predecessor cluster.NodeID // who held the role before this node, if known
+	Maintenance bool
+	Blind       string // why this observer's evidence is worth nothing now; empty: it is
+
+	Nodes []Node // every registered node; Self is passed over
+}
+
+// Node is one node in a frame.
+type Node struct {
+	Name        cluster.NodeID
+	ID          string // of its record: another one is another node
+	Incarnation cluster.Incarnation
+	Keepalive   int64 // Mzxid of the newest keepalive seen
+	Liveness    cluster.Liveness
+	Excused     bool                // its silence is no sign of death
+	Fence       cluster.FenceRecord // zero when there is none
+}
+
+// NodesOf takes the frame's nodes from a snapshot, and what the detector says
+// of them.
+func NodesOf(snap *cluster.Snapshot, liveness func(cluster.NodeID) (l cluster.Liveness, excused bool)) []Node {
+	nodes := make([]Node, 0, len(snap.Nodes))
+	for name, view := range snap.Nodes {
+		if !view.Record.Present || view.Record.Err != nil {
+			continue
+		}
+		n := Node{Name: name, ID: view.Record.Value.ID, Incarnation: view.Record.Value.Incarnation, Keepalive: view.Keepalive.Mzxid, Fence: view.Fence.Value}
+		n.Liveness, n.Excused = liveness(name)
+		nodes = append(nodes, n)
+	}
+	slices.SortFunc(nodes, func(a, b Node) int { return compare(a.Name, b.Name) })
+	return nodes
+}
+
+// Stage is how far a node is on its way to a verdict.
+type Stage uint8
+
+// The stages.
+const (
+	StageNew        Stage = iota + 1 // down in this frame and not in the one before
+	StageHalfDown                    // down for some frames
+	StageNearlyDown                  // down for one frame less than is needed
+	StageFailover                    // down for as long as is needed: the verdict falls when it is dead
+)
+
+// String names the stage.
+func (s Stage) String() string {
+	names := [...]string{"up", "new", "half_down", "nearly_down", "failover"}
+	if int(s) >= len(names) {
+		return names[0]
+	}
+	return names[s]
+}
+
+// NodeState is what is held of one down node.
+type NodeState struct {
+	Stage    Stage
+	Frames   int                 // in a row in which it was down
+	Reported cluster.RefusalCode // told last; not told again until it changes or clears
+
+	id string
+}
+
+// State is what is held between two frames. The zero value has seen nothing. A
+// State that Step was given or has returned is never edited.
+type State struct {
+	Down map[cluster.NodeID]NodeState // nodes that were up in the last frame are absent
+
+	set        []cluster.NodeID // the down nodes of the last frame, in order
+	settled    bool             // a full frame has been seen since the start
+	wasPrimary bool             // this node was primary in the last frame
+}
+
+// Step takes in one frame:
+//
+//	(up) ──down──▶ new ──▶ half_down(n) ──▶ nearly_down ──▶ failover ──dead──▶ verdict
+//	  ▲             │           │                │              │
+//	  └─────────────┴───── up, or another id ────┴──────────────┘
+//
+// Frames count from late on, so that the verdict falls in the tick in which
+// the node is found dead. It needs the same set of down nodes in the last two
+// frames. Then it is an action, or a refusal with what stands against it. An
+// action is repeated each frame until the node's fence record exists or it is
+// up: the executor takes one at a time and an act that failed is tried again.
+func Step(s State, f Frame) (State, []cluster.Action, []cluster.Refusal) {
+	if f.Blind != "" {
+		return s.blind(f)
+	}
+	next := State{Down: make(map[cluster.NodeID]NodeState), settled: true, wasPrimary: f.Primary}
+	for _, n := range candidates(f) {
+		held := s.Down[n.Name]
+		if held.id != n.ID {
+			held = NodeState{id: n.ID}
+		}
+		held.Frames++
+		held.Stage = stage(held.Frames, f.needed())
+		next.Down[n.Name] = held
+		next.set = append(next.set, n.Name)
+	}
+	j := judge{frame: f, stable: slices.Equal(s.set, next.set), settled: s.settled && (s.wasPrimary || !f.Primary)}
+	j.left = f.Settings.MaxCount - f.Settings.Count - uncounted(f)
+	var actions []cluster.Action
+	var refusals []cluster.Refusal
+	for _, n := range byUrgency(candidates(f), f.Predecessor) {
+		held := next.Down[n.Name]
+		refusal, verdict := j.verdict(n, held)
+		if verdict && refusal.Code == "" {
+			actions = append(actions, action(n, held, f))
+			j.left--
+		}
+		if refusal.Code != "" && refusal.Code != held.Reported {
+			refusals = append(refusals, refusal)
+		}
+		if verdict || refusal.Code != "" {
+			held.Reported = refusal.Code
+			next.Down[n.Name] = held
+		}
+	}
+	return next, actions, refusals
+}
+
+// blind holds every counter: who was not looking saw nothing, neither a node
+// down nor a node up. What was due before is refused, once.
+func (s State) blind(f Frame) (State, []cluster.Action, []cluster.Refusal) {
+	next := s
+	next.Down = maps.Clone(s.Down)
+	var refusals []cluster.Refusal
+	for _, name := range slices.Sorted(maps.Keys(s.Down)) {
+		held := next.Down[name]
+		if held.Stage != StageFailover || held.Reported == cluster.RefuseObserverBlind {
+			continue
+		}
+		held.Reported = cluster.RefuseObserverBlind
+		next.Down[name] = held
+		refusals = append(refusals, cluster.Refusal{
+			Code: cluster.RefuseObserverBlind, Node: name,
+			Detail: fmt.Sprintf("node %s is left alone while this observer cannot judge: %s", name, f.Blind),
+		})
+	}
+	return next, nil, refusals
+}
+
+// candidates are the nodes that are down and have no excuse, by name.
+func candidates(f Frame) []Node {
+	var down []Node
+	for _, n := range f.Nodes {
+		if n.Name != f.Self && n.Liveness.Down() && !n.Excused {
+			down = append(down, n)
+		}
+	}
+	slices.SortFunc(down, func(a, b Node) int { return compare(a.Name, b.Name) })
+	return down
+}
+
+// byUrgency puts the old primary first: its role is the one that is taken over.
+func byUrgency(nodes []Node, first cluster.NodeID) []Node {
+	slices.SortStableFunc(nodes, func(a, b Node) int {
+		switch {
+		case a.Name == b.Name:
+			return 0
+		case a.Name == first:
+			return -1
+		case b.Name == first:
+			return 1
+		}
+		return compare(a.Name, b.Name)
+	})
+	return nodes
+}
+
+func compare(a, b cluster.NodeID) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// needed is how many frames in a row a node must be down: as many as surely
+// fit between late (1.25 K of silence) and the timeout, so that counting
+// frames never delays a verdict by itself.
+func (f Frame) needed() int {
+	k := f.Timing.KeepaliveInterval
+	every := f.Every
+	if every <= 0 {
+		every = k
+	}
+	return max(2, int((f.timeout()-k-k/4)/every)+1)
+}
+
+func (f Frame) timeout() time.Duration {
+	if f.Settings.Timeout > 0 {
+		return time.Duration(f.Settings.Timeout) * time.Second
+	}
+	return time.Duration(f.Timing.FenceIntervals) * f.Timing.KeepaliveInterval
+}
+
+func stage(frames, needed int) Stage {
+	switch {
+	case frames >= needed:
+		return StageFailover
+	case frames == needed-1:
+		return StageNearlyDown
+	case frames == 1:
+		return StageNew
+	}
+	return StageHalfDown
+}
+
+// uncounted are the fences that were claimed and whose count has not been
+// written yet: it is written when power is taken.
+func uncounted(f Frame) int {
+	count := 0
+	for _, n := range f.Nodes {
+		early := n.Fence.Stage == cluster.FenceClaimed || n.Fence.Stage == cluster.FenceSoft
+		if early && n.Fence.Tries == 0 {
+			count++
+		}
+	}
+	return count
+}
+
+func action(n Node, held NodeState, f Frame) cluster.Action {
+	return cluster.Action{
+		Kind: cluster.ActionFence, Node: n.Name, Incarnation: n.Incarnation, Keepalive: n.Keepalive,
+		Reason: fmt.Sprintf("dead: silent for %d frames of %s with no sign of life", held.Frames, f.interval()),
+	}
+}
+
+func (f Frame) interval() time.Duration {
+	if f.Every > 0 {
+		return f.Every
+	}
+	return f.Timing.KeepaliveInterval
+}

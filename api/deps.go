@@ -1,0 +1,53 @@
+package api
+
+import (
+	"context"
+
+	"pvc.internal/cluster"
+)
+
+// Store is the part of the ZooKeeper handler that intents are written through
+// and snapshots come from. Every call is bounded by its context.
+type Store interface {
+	// Subscribe returns a channel that always holds the latest snapshot only,
+	// and a function that ends the subscription.
+	Subscribe() (<-chan *cluster.Snapshot, func())
+	// Commit sends one Multi and classifies what became of it.
+	Commit(ctx context.Context, t cluster.Txn) cluster.TxnResult
+	// Refresh syncs with the leader, re-reads the role's records and returns
+	// the view.
+	Refresh(ctx context.Context) (*cluster.Snapshot, error)
+}
+
+// Details reads what snapshots leave out.
+type Details interface {
+	// ReadNode returns every leaf below a node by its relative path
+	// ("memtotal", "monitoring_data/load/message").
+	ReadNode(ctx context.Context, n cluster.NodeID) (map[string]string, error)
+	// ReadHistory returns at most newest events, oldest first.
+	ReadHistory(ctx context.Context, newest int) ([]cluster.Event, error)
+}
+
+// Initializer makes the tree of a new cluster.
+type Initializer interface {
+	// Initialize creates the tree. With overwrite it replaces a cluster's data;
+	// without, a tree that is there is cluster.ErrConflict or cluster.ErrRefused.
+	Initialize(ctx context.Context, clusterName string, overwrite bool) error
+}
+
+// Texts reads records that no snapshot holds.
+type Texts interface {
+	// ReadText returns a record's raw text; an absent one is not present and
+	// no error.
+	ReadText(ctx context.Context, k cluster.Key) (cluster.Versioned[string], error)
+}
+
+// Deps is what a Server works with. None may be nil.
+type Deps struct {
+	Store       Store
+	Details     Details
+	Initializer Initializer
+	Texts       Texts
+	Faults      Faults
+	Clock       cluster.Clock
+}

@@ -1,0 +1,307 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+
+	"pvc.internal/cluster"
+)
+
+// Node is a node as PVC's clients know it. Numbers that a node has not
+// published, or that cannot be read, are 0, and Faults (an addition of ours)
+// names them: one broken node never fails a list.
+type Node struct {
+	Name             string              `json:"name"`
+	DaemonState      string              `json:"daemon_state"`
+	CoordinatorState string              `json:"coordinator_state"`
+	DomainState      string              `json:"domain_state"`
+	PVCVersion       string              `json:"pvc_version"`
+	CPUCount         int                 `json:"cpu_count"`
+	Kernel           string              `json:"kernel"`
+	OS               string              `json:"os"`
+	Arch             string              `json:"arch"`
+	Health           any                 `json:"health"` // 0–100, or "N/A"
+	HealthPlugins    []string            `json:"health_plugins"`
+	HealthDetails    []HealthDetail      `json:"health_details"`
+	Load             float64             `json:"load"`
+	DomainsCount     int                 `json:"domains_count"`
+	RunningDomains   []string            `json:"running_domains"`
+	VCPU             NodeVCPU            `json:"vcpu"`
+	Memory           NodeMemory          `json:"memory"`
+	Interfaces       map[string]struct{} `json:"interfaces"`
+	Faults           []string            `json:"faults,omitempty"`
+}
+
+// HealthDetail is a monitoring plugin's last result.
+type HealthDetail struct {
+	Name        string `json:"name"`
+	LastRun     int64  `json:"last_run"` // unix seconds; 0 never
+	HealthDelta int    `json:"health_delta"`
+	Message     string `json:"message"`
+	Data        any    `json:"data"`
+}
+
+// NodeVCPU counts virtual processors.
+type NodeVCPU struct {
+	Total     int `json:"total"`
+	Allocated int `json:"allocated"`
+}
+
+// NodeMemory is memory in MiB.
+type NodeMemory struct {
+	Total       int `json:"total"`
+	Allocated   int `json:"allocated"`
+	Provisioned int `json:"provisioned"`
+	Used        int `json:"used"`
+	Free        int `json:"free"`
+}
+
+// NodeDaemonState is the answer of /node/<n>/daemon-state.
+type NodeDaemonState struct {
+	Name        string `json:"name"`
+	DaemonState string `json:"daemon_state"`
+}
+
+// NodeCoordinatorState is the answer of /node/<n>/coordinator-state.
+type NodeCoordinatorState struct {
+	Name             string `json:"name"`
+	CoordinatorState string `json:"coordinator_state"`
+}
+
+// NodeDomainState is the answer of /node/<n>/domain-state.
+type NodeDomainState struct {
+	Name        string `json:"name"`
+	DomainState string `json:"domain_state"`
+}
+
+// NodeLog is a node's newest log lines, oldest of them first.
+type NodeLog struct {
+	Name string `json:"name"`
+	Data string `json:"data"`
+}
+
+func nodeNotFound() *failure { return refuse(http.StatusNotFound, "Node not found.") }
+
+func (s *Server) getNodes(r *request) (answer, error) {
+	limit := regexp.MustCompile(r.args.text("limit")) // checked by the table
+	return s.facts(r.ctx, func(st state) (any, error) {
+		var chosen []cluster.NodeView
+		for _, name := range st.names() {
+			if n := st.snap.Nodes[name]; limit.MatchString(string(name)) && matches(n, r.args) {
+				chosen = append(chosen, n)
+			}
+		}
+		if len(chosen) == 0 {
+			return nil, nodeNotFound()
+		}
+		return s.renderNodes(r.ctx, st, chosen), nil
+	})
+}
+
+// matches reports whether the node passes every filter given.
+func matches(n cluster.NodeView, a args) bool {
+	for name, value := range map[string]string{
+		"daemon_state":      string(n.Daemon.Value),
+		"coordinator_state": string(n.Router.Value),
+		"domain_state":      string(n.Domain.Value),
+	} {
+		if a.has(name) && a.text(name) != value {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Server) getNode(r *request) (answer, error) {
+	return s.withNode(r, func(st state, n cluster.NodeView) any {
+		return s.renderNodes(r.ctx, st, []cluster.NodeView{n})[0]
+	})
+}
+
+func (s *Server) getDaemonState(r *request) (answer, error) {
+	return s.withNode(r, func(_ state, n cluster.NodeView) any {
+		return NodeDaemonState{string(n.Name), string(n.Daemon.Value)}
+	})
+}
+
+func (s *Server) getCoordinatorState(r *request) (answer, error) {
+	return s.withNode(r, func(_ state, n cluster.NodeView) any {
+		return NodeCoordinatorState{string(n.Name), string(n.Router.Value)}
+	})
+}
+
+func (s *Server) getDomainState(r *request) (answer, error) {
+	return s.withNode(r, func(_ state, n cluster.NodeView) any {
+		return NodeDomainState{string(n.Name), string(n.Domain.Value)}
+	})
+}
+
+// postDomainState refuses, and says why: a node that read "flushed" while
+// nothing had moved its workloads would be switched off in that belief.
+func (s *Server) postDomainState(r *request) (answer, error) {
+	state := r.args.text("state")
+	st, err := s.fresh(r.ctx, false)
+	if err != nil {
+		return answer{}, err
+	}
+	n, known := st.snap.Nodes[r.node()]
+	if !known {
+		return answer{}, refuse(http.StatusBadRequest, fmt.Sprintf("No node named %q is present in the cluster.", r.node()))
+	}
+	text := fmt.Sprintf("Node %q was not set to %q: this version does not manage workloads, so it can neither move them away nor bring them back. The node's domain state is still %q. Move what runs there by the means that started it.",
+		n.Name, state, n.Domain.Value)
+	if st.holder() == n.Name {
+		text += fmt.Sprintf(" It holds the primary role, which `pvc node secondary %s --wait` moves.", n.Name)
+	}
+	return answer{}, refuse(http.StatusNotImplemented, text)
+}
+
+func (s *Server) withNode(r *request, render func(state, cluster.NodeView) any) (answer, error) {
+	return s.facts(r.ctx, func(st state) (any, error) {
+		n, known := st.snap.Nodes[r.node()]
+		if !known {
+			return nil, nodeNotFound()
+		}
+		return render(st, n), nil
+	})
+}
+
+func (s *Server) getNodeLog(r *request) (answer, error) {
+	if _, err := s.withNode(r, func(state, cluster.NodeView) any { return nil }); err != nil {
+		return answer{}, err
+	}
+	text, err := s.deps.Texts.ReadText(r.ctx, cluster.Key{Kind: cluster.KeyLog, Node: r.node()})
+	if err != nil {
+		return answer{}, fmt.Errorf("read the log of %s: %w", r.node(), err)
+	}
+	return ok(NodeLog{string(r.node()), newestLines(text.Value, r.args.number("lines", 10))})
+}
+
+func newestLines(text string, n int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// nodeReaders bounds the nodes whose leaves are read at once for one list.
+const nodeReaders = 8
+
+// renderNodes reads each node's leaves, a few nodes at a time. A node whose
+// leaves cannot be read has its states all the same, zeros, and a fault.
+func (s *Server) renderNodes(ctx context.Context, st state, nodes []cluster.NodeView) []Node {
+	rendered := make([]Node, len(nodes))
+	var readers sync.WaitGroup
+	places := make(chan struct{}, nodeReaders)
+	for i, n := range nodes {
+		places <- struct{}{}
+		readers.Go(func() {
+			defer func() { <-places }()
+			leaves, err := map[string]string(nil), cluster.ErrNotLive
+			if st.away == 0 {
+				leaves, err = s.deps.Details.ReadNode(ctx, n.Name)
+			}
+			rendered[i] = renderNode(n, leaves, err)
+		})
+	}
+	readers.Wait()
+	return rendered
+}
+
+func renderNode(n cluster.NodeView, leaves map[string]string, readErr error) Node {
+	f := &fields{leaves: leaves}
+	if readErr != nil {
+		f.faults = append(f.faults, "details: "+readErr.Error())
+	}
+	static := strings.Fields(leaves["staticdata"])
+	for len(static) < 4 {
+		static = append(static, "")
+	}
+	node := Node{
+		Name: string(n.Name), DaemonState: string(n.Daemon.Value),
+		CoordinatorState: string(n.Router.Value), DomainState: string(n.Domain.Value),
+		PVCVersion: leaves["pvcversion"], Kernel: static[1], OS: static[2], Arch: static[3],
+		CPUCount: f.parse("staticdata", static[0]),
+		Load:     f.decimal("cpuload"), DomainsCount: f.integer("domainscount"),
+		RunningDomains: list(leaves["runningdomains"]),
+		Memory: NodeMemory{Total: f.integer("memtotal"), Allocated: f.integer("memalloc"),
+			Provisioned: f.integer("memprov"), Used: f.integer("memused"), Free: f.integer("memfree")},
+		Health: "N/A", HealthPlugins: list(leaves["monitoring_plugins"]),
+		Interfaces: map[string]struct{}{},
+	}
+	node.VCPU = NodeVCPU{Total: node.CPUCount, Allocated: f.integer("vcpualloc")}
+	if text := leaves["monitoring_health"]; text != "" {
+		if h, err := strconv.Atoi(text); err == nil {
+			node.Health = h
+		} else {
+			f.faults = append(f.faults, fmt.Sprintf("monitoring_health: %.40q is not a whole number", text))
+		}
+	}
+	node.HealthDetails = f.details(node.HealthPlugins)
+	for _, e := range []error{n.Daemon.Err, n.Router.Err, n.Domain.Err} {
+		if e != nil {
+			f.faults = append(f.faults, e.Error())
+		}
+	}
+	node.Faults = f.faults
+	return node
+}
+
+func list(words string) []string {
+	if l := strings.Fields(words); l != nil {
+		return l
+	}
+	return []string{}
+}
+
+// fields reads numbers out of a node's leaves and collects those that are none.
+type fields struct {
+	leaves map[string]string
+	faults []string
+}
+
+func (f *fields) integer(leaf string) int { return f.parse(leaf, f.leaves[leaf]) }
+
+func (f *fields) parse(leaf, text string) int {
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		f.faults = append(f.faults, fmt.Sprintf("%s: %.40q is not a whole number", leaf, text))
+	}
+	return n
+}
+
+func (f *fields) decimal(leaf string) float64 {
+	text := f.leaves[leaf]
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || n != n || n > 1e12 || n < -1e12 { // NaN and infinities have no JSON
+		f.faults = append(f.faults, fmt.Sprintf("%s: %.40q is not a number", leaf, text))
+		return 0
+	}
+	return n
+}
+
+func (f *fields) details(plugins []string) []HealthDetail {
+	details := make([]HealthDetail, 0, len(plugins))
+	for _, name := range plugins {
+		at := "monitoring_data/" + name + "/"
+		d := HealthDetail{Name: name, LastRun: int64(f.integer(at + "last_run")),
+			HealthDelta: f.integer(at + "health_delta"), Message: f.leaves[at+"message"]}
+		if raw := f.leaves[at+"data"]; json.Valid([]byte(raw)) {
+			d.Data = json.RawMessage(raw)
+		} else if raw != "" {
+			d.Data = raw
+		}
+		details = append(details, d)
+	}
+	return details
+}

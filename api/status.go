@@ -1,0 +1,201 @@
+package api
+
+import (
+	"fmt"
+	"math"
+
+	"pvc.internal/cluster"
+)
+
+// Status is the cluster's health and counts, a superset that older and newer
+// clients of PVC can read.
+type Status struct {
+	Maintenance      string                `json:"maintenance"` // "true" or "false"
+	PrimaryNode      string                `json:"primary_node"`
+	UpstreamIP       string                `json:"upstream_ip"`
+	PVCVersion       string                `json:"pvc_version"`
+	ClusterName      string                `json:"cluster_name"`
+	Health           string                `json:"health"` // Optimal, Degraded, Maintenance
+	HealthMsg        []string              `json:"health_msg"`
+	StorageHealth    string                `json:"storage_health"`
+	StorageHealthMsg []string              `json:"storage_health_msg"`
+	ClusterHealth    ClusterHealth         `json:"cluster_health"`
+	NodeHealth       map[string]NodeHealth `json:"node_health"`
+	Nodes            map[string]int        `json:"nodes"` // total, and "<daemon>,<domain>"
+	VMs              map[string]int        `json:"vms"`
+	OSDs             map[string]int        `json:"osds"`
+	Networks         int                   `json:"networks"`
+	Pools            int                   `json:"pools"`
+	Volumes          int                   `json:"volumes"`
+	Snapshots        int                   `json:"snapshots"`
+	Resources        Resources             `json:"resources"`
+}
+
+// ClusterHealth is 100 less what each message costs.
+type ClusterHealth struct {
+	Health   int             `json:"health"` // 0–100
+	Messages []HealthMessage `json:"messages"`
+}
+
+// HealthMessage is one thing that is not as it should be.
+type HealthMessage struct {
+	ID          string `json:"id"`
+	HealthDelta int    `json:"health_delta"`
+	Text        string `json:"text"`
+}
+
+// NodeHealth is a node's own health with its plugins' complaints.
+type NodeHealth struct {
+	Health   any      `json:"health"` // 0–100, or "N/A"
+	Messages []string `json:"messages"`
+}
+
+// Resources are sums over the nodes; utilization is in per cent.
+type Resources struct {
+	Memory MemoryResources `json:"memory"`
+	CPU    CPUResources    `json:"cpu"`
+	Disk   DiskResources   `json:"disk"`
+}
+
+// MemoryResources are in MiB.
+type MemoryResources struct {
+	Total       int     `json:"total"`
+	Free        int     `json:"free"`
+	Used        int     `json:"used"`
+	Allocated   int     `json:"allocated"`
+	Provisioned int     `json:"provisioned"`
+	Utilization float64 `json:"utilization"`
+}
+
+// CPUResources count processors and load.
+type CPUResources struct {
+	Total       int     `json:"total"`
+	Load        float64 `json:"load"`
+	Allocated   int     `json:"allocated"`
+	Utilization float64 `json:"utilization"`
+}
+
+// DiskResources are 0 until there is a storage collector.
+type DiskResources struct {
+	Total       int     `json:"total"`
+	Used        int     `json:"used"`
+	Free        int     `json:"free"`
+	Utilization float64 `json:"utilization"`
+}
+
+func (s *Server) getStatus(r *request) (answer, error) {
+	return s.facts(r.ctx, func(st state) (any, error) {
+		nodes := make([]cluster.NodeView, 0, len(st.snap.Nodes))
+		for _, name := range st.names() {
+			nodes = append(nodes, st.snap.Nodes[name])
+		}
+		status := statusFrom(st, s.renderNodes(r.ctx, st, nodes))
+		status.PVCVersion = s.cfg.Version
+		if ip, err := s.deps.Texts.ReadText(r.ctx, cluster.Key{Kind: cluster.KeyUpstreamIP}); err == nil && ip.Value != "" {
+			status.UpstreamIP = ip.Value
+		}
+		return status, nil
+	})
+}
+
+func statusFrom(st state, nodes []Node) Status {
+	out := Status{Maintenance: fmt.Sprint(st.snap.Maintenance.Value), PrimaryNode: cluster.NoNode,
+		UpstreamIP: cluster.NoNode, ClusterName: st.snap.ClusterName.Value,
+		HealthMsg: []string{}, StorageHealth: "N/A", StorageHealthMsg: []string{},
+		NodeHealth: map[string]NodeHealth{}, Nodes: map[string]int{"total": len(nodes)},
+		VMs: map[string]int{"total": 0}, OSDs: map[string]int{"total": 0}}
+	if h := st.holder(); h != "" {
+		out.PrimaryNode = string(h)
+	}
+	for _, n := range nodes {
+		out.Nodes[n.DaemonState+","+n.DomainState]++
+		out.VMs["total"] += n.DomainsCount
+		out.NodeHealth[n.Name] = nodeHealth(n)
+		out.Resources.add(n)
+	}
+	out.Resources.conclude()
+	out.ClusterHealth = clusterHealth(st, nodes)
+	out.Health = "Optimal"
+	for _, m := range out.ClusterHealth.Messages {
+		out.Health = "Degraded"
+		out.HealthMsg = append(out.HealthMsg, m.Text)
+	}
+	if st.snap.Maintenance.Value {
+		out.Health = "Maintenance"
+	}
+	return out
+}
+
+func nodeHealth(n Node) NodeHealth {
+	h := NodeHealth{Health: n.Health, Messages: []string{}}
+	for _, d := range n.HealthDetails {
+		if d.HealthDelta > 0 {
+			h.Messages = append(h.Messages, fmt.Sprintf("%s: %s", d.Name, d.Message))
+		}
+	}
+	return h
+}
+
+// What a fault of each kind takes from the cluster's health.
+const (
+	deltaNodeDown  = 50
+	deltaNodeAway  = 10 // stopping, starting: on purpose, and passing
+	deltaNoPrimary = 25
+	deltaRubbish   = 10
+)
+
+func clusterHealth(st state, nodes []Node) ClusterHealth {
+	h := ClusterHealth{Health: 100, Messages: []HealthMessage{}}
+	add := func(id string, delta int, format string, more ...any) {
+		h.Health = max(0, h.Health-delta)
+		h.Messages = append(h.Messages, HealthMessage{id, delta, fmt.Sprintf(format, more...)})
+	}
+	if st.holder() == "" {
+		add("PRIMARY_NONE", deltaNoPrimary, "nobody holds the primary role")
+	}
+	for _, n := range nodes {
+		switch cluster.DaemonState(n.DaemonState) {
+		case cluster.DaemonRun:
+			if !st.snap.Nodes[cluster.NodeID(n.Name)].Alive.Present {
+				add("NODE_SILENT_"+n.Name, deltaNodeDown, "node %s says %q but has no live session", n.Name, n.DaemonState)
+			}
+		case cluster.DaemonDead, cluster.DaemonFenced:
+			add("NODE_DOWN_"+n.Name, deltaNodeDown, "node %s is %s", n.Name, n.DaemonState)
+		default:
+			add("NODE_AWAY_"+n.Name, deltaNodeAway, "node %s is in state %q", n.Name, n.DaemonState)
+		}
+		for _, fault := range n.Faults {
+			add("NODE_RECORD_"+n.Name, deltaRubbish, "node %s: %s", n.Name, fault)
+		}
+		for _, d := range n.HealthDetails {
+			if d.HealthDelta > 0 {
+				add("NODE_PLUGIN_"+n.Name+"_"+d.Name, d.HealthDelta, "node %s: %s: %s", n.Name, d.Name, d.Message)
+			}
+		}
+	}
+	return h
+}
+
+func (r *Resources) add(n Node) {
+	r.Memory.Total += n.Memory.Total
+	r.Memory.Free += n.Memory.Free
+	r.Memory.Used += n.Memory.Used
+	r.Memory.Allocated += n.Memory.Allocated
+	r.Memory.Provisioned += n.Memory.Provisioned
+	r.CPU.Total += n.CPUCount
+	r.CPU.Load += n.Load
+	r.CPU.Allocated += n.VCPU.Allocated
+}
+
+func (r *Resources) conclude() {
+	r.Memory.Utilization = percent(float64(r.Memory.Used), r.Memory.Total)
+	r.CPU.Utilization = percent(r.CPU.Load, r.CPU.Total)
+}
+
+// percent is rounded to two decimals; of nothing it is 0.
+func percent(part float64, whole int) float64 {
+	if whole == 0 {
+		return 0
+	}
+	return math.Round(part/float64(whole)*10000) / 100
+}

@@ -1,0 +1,112 @@
+package cluster
+
+import "time"
+
+// DeadlineOwner names what a guard's deadline belongs to: each thing the guard
+// runs or holds hangs on exactly one.
+type DeadlineOwner string
+
+// The owners known by name; a fence attempt's is "fence:<record id>".
+const (
+	OwnerPrimary DeadlineOwner = "primary" // the primary role: addresses, gate, primary-only services
+	OwnerNode    DeadlineOwner = "node"    // Q·K after the last acknowledged keepalive: protected work
+)
+
+// RoleDeadline is an absolute instant of this host at which the guard ends all
+// that hangs on the owner, whatever the agent does (I3).
+type RoleDeadline struct {
+	Owner    DeadlineOwner `json:"owner"`
+	Epoch    Epoch         `json:"epoch"`
+	Deadline Instant       `json:"deadline"`
+	// Sent is the send instant of the renewal that moved the deadline; Never if
+	// the caller does not tell. After a firewall flush addresses return only
+	// with a renewal sent after it.
+	Sent Instant `json:"sent,omitempty"`
+}
+
+// ServiceKind is how a primary-only service runs.
+type ServiceKind string
+
+// The service kinds.
+const (
+	ServiceHook ServiceKind = "hook" // a program that runs as long as the role
+	ServiceUnit ServiceKind = "unit" // a systemd unit, started and stopped over D-Bus
+)
+
+// ServiceSpec is a primary-only service.
+type ServiceSpec struct {
+	Name         string        `json:"name"`
+	Kind         ServiceKind   `json:"kind"`
+	Command      []string      `json:"command,omitempty"` // hook: argv of the long-running program
+	Check        []string      `json:"check,omitempty"`   // hook: argv that exits 0 once it serves; none: running is enough
+	Unit         string        `json:"unit,omitempty"`
+	StartTimeout time.Duration `json:"start_timeout"` // default 10 s
+	StopTimeout  time.Duration `json:"stop_timeout"`  // SIGTERM to SIGKILL, default 5 s
+}
+
+// ServiceState is a service as the guard sees it.
+type ServiceState struct {
+	Name    string `json:"name"`
+	Running bool   `json:"running"`
+	PID     int    `json:"pid,omitempty"`
+	Checked bool   `json:"checked"` // its check has passed since it was started
+	Error   string `json:"error,omitempty"`
+}
+
+// GuardState is all that a guard holds, as verified against the kernel.
+type GuardState struct {
+	Deadlines []RoleDeadline    `json:"deadlines"` // live ones only; an ended role is absent
+	MaxEpoch  Epoch             `json:"max_epoch"` // largest epoch ever seen for OwnerPrimary
+	Addresses []FloatingAddress `json:"addresses"` // ours, present in the kernel
+	Gate      bool              `json:"gate"`      // the nftables gate is in force
+	GateOpen  []string          `json:"gate_open"` // names of addresses whose element lives
+	Services  []ServiceState    `json:"services"`
+	Faults    []string          `json:"faults"` // health faults, in words
+}
+
+// GuardEvent is something the guard did or saw of its own accord.
+type GuardEvent struct {
+	Kind  string        `json:"kind"` // ended, address_lost, address_conflict, gate_lost, service_exited, fault
+	Owner DeadlineOwner `json:"owner,omitempty"`
+	Epoch Epoch         `json:"epoch,omitempty"`
+	Name  string        `json:"name,omitempty"`
+	Text  string        `json:"text"`
+}
+
+// PreflightRequest asks whether this host could serve the role now.
+type PreflightRequest struct {
+	Addresses []FloatingAddress `json:"addresses"`
+	Services  []ServiceSpec     `json:"services"`
+	// Conflicts asks for an ARP/ND probe of each address; an answer from a
+	// MAC outside KnownMACs (the holder's) is a problem.
+	Conflicts bool          `json:"conflicts"`
+	KnownMACs []string      `json:"known_macs"`
+	Timeout   time.Duration `json:"timeout"` // of the conflict probe
+	// Epoch, if set, is the one at which the role would be begun: it is made
+	// durable now, so that Begin does not wait for the disk while the addresses
+	// are silent.
+	Epoch Epoch `json:"epoch,omitempty"`
+}
+
+// PreflightResult lists what stands against serving, in words; empty is fit.
+type PreflightResult struct {
+	Problems []string `json:"problems"`
+}
+
+// RunRequest asks the guard to run one program under an owner's deadline.
+type RunRequest struct {
+	Owner   DeadlineOwner     `json:"owner"`
+	Epoch   Epoch             `json:"epoch"`
+	Argv    []string          `json:"argv"`
+	Stdin   []byte            `json:"stdin,omitempty"` // secrets travel here, never in argv
+	Env     map[string]string `json:"env,omitempty"`
+	Timeout time.Duration     `json:"timeout"`
+}
+
+// RunResult is how a program ended.
+type RunResult struct {
+	ExitCode int    `json:"exit_code"` // −1 when it was killed or never ran
+	Stdout   []byte `json:"stdout,omitempty"`
+	Stderr   []byte `json:"stderr,omitempty"`
+	Error    string `json:"error,omitempty"`
+}

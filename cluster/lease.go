@@ -1,0 +1,44 @@
+package cluster
+
+import "time"
+
+// Epoch numbers the holders of the primary role; each holder's is larger than
+// every earlier one's (I2). Zero is before the first holder.
+type Epoch uint64
+
+// Lease is the record of who is primary. It is released by an empty holder and
+// never deleted. Its znode version is the token every renewal compares and sets.
+type Lease struct {
+	Version     int         `json:"v"`
+	Holder      NodeID      `json:"holder"` // empty: released
+	Incarnation Incarnation `json:"incarnation"`
+	Epoch       Epoch       `json:"epoch"`
+	TTLMillis   int64       `json:"ttl_ms"`
+	N           uint64      `json:"n"` // counts writes, so that a late write of one's own is recognised
+	// Unproven are earlier holders that were lost and not yet proven dead,
+	// where require_dead_proof is set: whoever takes the role owes their proofs
+	// before it may answer for an address.
+	Unproven []Unproven `json:"unproven,omitempty"`
+}
+
+// Unproven names one start of a lost holder.
+type Unproven struct {
+	Node        NodeID      `json:"node"`
+	Incarnation Incarnation `json:"incarnation"`
+}
+
+// MaxEpoch bounds what is taken for an epoch: a larger number is rubbish, and
+// adding to it must never wrap around (I2).
+const MaxEpoch Epoch = 1 << 53
+
+// TTL is how long a renewal lasts, counted from its send instant by the holder
+// (minus grace) and from its observation by everybody else (plus margin).
+func (l Lease) TTL() time.Duration { return time.Duration(l.TTLMillis) * time.Millisecond }
+
+// Released reports whether nobody holds the lease.
+func (l Lease) Released() bool { return l.Holder == "" }
+
+// HeldBy reports whether exactly this incarnation of the node holds the lease.
+func (l Lease) HeldBy(n NodeID, inc Incarnation) bool {
+	return l.Holder == n && l.Incarnation == inc
+}

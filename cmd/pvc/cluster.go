@@ -1,0 +1,294 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os/user"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+	"github.com/urfave/cli/v2"
+
+	"pvc.internal/api"
+	"pvc.internal/cluster"
+)
+
+// The flags of the maintenance switch that make it wait.
+var (
+	waitForNodes = &cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "return only when every live node has confirmed it"}
+	waitAtMost   = &cli.DurationFlag{Name: "wait-timeout", Usage: "longest `TIME` to wait for that, at most 2m", Value: defaultMaintenanceWait}
+)
+
+// defaultMaintenanceWait is longer than a node whose session still lives, and
+// which is not stuck, can take to publish what it sees.
+const defaultMaintenanceWait = 10 * time.Second
+
+func (t *terminal) clusterCommand() *cli.Command {
+	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole", Subcommands: []*cli.Command{
+		{Name: "status", Usage: "show its health", Action: t.clusterStatus},
+		{Name: "init", Usage: "make a new cluster's tree", Action: t.clusterInit, Flags: []cli.Flag{
+			&cli.StringFlag{Name: "name", Usage: "the cluster's `NAME`; pvcapid's configured one otherwise"},
+			&cli.BoolFlag{Name: "overwrite", Usage: "replace all data of a cluster that is there"},
+			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}}},
+		{Name: "maintenance", Usage: "no fencing, no failover", Subcommands: []*cli.Command{
+			{Name: "on", Usage: "begin maintenance", Action: t.maintenance(true), Flags: []cli.Flag{
+				&cli.StringFlag{Name: "reason", Usage: "`WHY`"},
+				&cli.StringFlag{Name: "owner", Usage: "`WHO`; your user name otherwise"},
+				&cli.DurationFlag{Name: "expires", Usage: "end by itself after this `TIME`"}, waitForNodes, waitAtMost}},
+			{Name: "off", Usage: "end maintenance", Action: t.maintenance(false), Flags: []cli.Flag{
+				&cli.StringFlag{Name: "owner", Usage: "`WHO`; your user name otherwise"},
+				&cli.StringFlag{Name: "reason", Usage: "`WHY`"}, waitForNodes, waitAtMost}},
+		}},
+	}}
+}
+
+func (t *terminal) clusterStatus(c *cli.Context) error {
+	if _, err := names(c); err != nil {
+		return err
+	}
+	ask, err := client(c)
+	if err != nil {
+		return err
+	}
+	status, err := ask.Status(c.Context)
+	if err != nil {
+		return err
+	}
+	return t.show(c, status, func() { t.statusTable(status) })
+}
+
+func (t *terminal) statusTable(s api.Status) {
+	paint := t.painter()
+	g := t.grid()
+	g.AppendRows([]table.Row{
+		{"cluster", s.ClusterName},
+		{"health", fmt.Sprintf("%s (%d %%)", paint.state(s.Health), s.ClusterHealth.Health)},
+		{"primary", s.PrimaryNode},
+		{"maintenance", s.Maintenance},
+		{"nodes", counts(s.Nodes)},
+		{"vms", counts(s.VMs)},
+		{"memory", fmt.Sprintf("%s of %s (%.1f %%)", mebibytes(s.Resources.Memory.Used), mebibytes(s.Resources.Memory.Total), s.Resources.Memory.Utilization)},
+		{"processors", fmt.Sprintf("%d, load %.2f", s.Resources.CPU.Total, s.Resources.CPU.Load)},
+	})
+	g.Render()
+	for _, m := range s.ClusterHealth.Messages {
+		t.say("! -%d  %s", m.HealthDelta, m.Text)
+	}
+}
+
+// counts prints the total first, then each state.
+func counts(by map[string]int) string {
+	words := []string{fmt.Sprint(by["total"])}
+	var states []string
+	for state, n := range by {
+		if state != "total" {
+			states = append(states, fmt.Sprintf("%s %d", state, n))
+		}
+	}
+	sort.Strings(states)
+	return strings.Join(append(words, states...), "  ")
+}
+
+func (t *terminal) clusterInit(c *cli.Context) error {
+	if _, err := names(c); err != nil {
+		return err
+	}
+	ask, err := client(c)
+	if err != nil {
+		return err
+	}
+	if c.Bool("overwrite") && !c.Bool("yes") && !t.confirm("This deletes every record of the cluster that is there. Write YES to go on: ", "YES") {
+		return usagef("not confirmed; nothing was changed")
+	}
+	m, err := ask.Initialize(c.Context, c.String("name"), c.Bool("overwrite"))
+	if err != nil {
+		return err
+	}
+	return t.show(c, m, func() { t.say("%s", m.Message) })
+}
+
+func (t *terminal) confirm(question, wanted string) bool {
+	fmt.Fprint(t.err, question)
+	line, _ := bufio.NewReader(t.in).ReadString('\n')
+	return strings.TrimSpace(line) == wanted
+}
+
+func (t *terminal) maintenance(on bool) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		if _, err := names(c); err != nil {
+			return err
+		}
+		ask, err := client(c)
+		if err != nil {
+			return err
+		}
+		owner := c.String("owner")
+		if u, err := user.Current(); owner == "" && err == nil {
+			owner = u.Username
+		}
+		order := api.MaintenanceOrder{On: on, Owner: owner, Reason: c.String("reason")}
+		if d := c.Duration("expires"); d != 0 {
+			order.Expires = d.String()
+		}
+		if c.Bool("wait") {
+			if order.Wait = c.Duration("wait-timeout"); order.Wait <= 0 || order.Wait > 2*time.Minute {
+				return usagef("--wait-timeout must be above zero and at most 2m, like 10s")
+			}
+		}
+		m, err := ask.Maintenance(c.Context, order)
+		if err != nil {
+			return err
+		}
+		return t.show(c, m, func() {
+			t.say("%s", m.Message)
+			if len(m.Confirmed) > 0 {
+				t.say("confirmed by every live node: %s", nodeNames(m.Confirmed))
+			}
+		})
+	}
+}
+
+func nodeNames(nodes []cluster.NodeID) string {
+	words := make([]string, len(nodes))
+	for i, n := range nodes {
+		words[i] = string(n)
+	}
+	return strings.Join(words, ", ")
+}
+
+func (t *terminal) timingCommand() *cli.Command {
+	return &cli.Command{Name: "timing", Usage: "the intervals and the worst cases that follow", Action: func(c *cli.Context) error {
+		if _, err := names(c); err != nil {
+			return err
+		}
+		ask, err := client(c)
+		if err != nil {
+			return err
+		}
+		v, err := ask.Timing(c.Context)
+		if err != nil {
+			return err
+		}
+		return t.show(c, v, func() { t.timingTable(v) })
+	}}
+}
+
+func (t *terminal) timingTable(v api.TimingView) {
+	t.say("profile %s", v.Profile)
+	g := t.grid("setting", "", "value")
+	for _, s := range v.Settings {
+		g.AppendRow(table.Row{s.Name, s.Letter, fmt.Sprintf("%g %s", s.Value, s.Unit)})
+	}
+	g.Render()
+	t.say("")
+	g = t.grid("worst case", "seconds", "")
+	for _, w := range v.Worst {
+		g.AppendRow(table.Row{w.Name, fmt.Sprintf("%.2f", w.Seconds), w.About})
+	}
+	g.Render()
+}
+
+func (t *terminal) historyCommand() *cli.Command {
+	return &cli.Command{Name: "history", Usage: "what happened, newest first", Flags: []cli.Flag{
+		&cli.IntFlag{Name: "limit", Aliases: []string{"n"}, Value: 20, Usage: "`HOW MANY`"},
+		&cli.StringFlag{Name: "kind", Usage: "only this `KIND`"},
+	}, Action: func(c *cli.Context) error {
+		if _, err := names(c); err != nil {
+			return err
+		}
+		ask, err := client(c)
+		if err != nil {
+			return err
+		}
+		events, err := ask.History(c.Context, c.Int("limit"), c.String("kind"))
+		if err != nil {
+			return err
+		}
+		return t.show(c, events, func() {
+			g := t.grid("time", "node", "kind", "what")
+			g.SetColumnConfigs([]table.ColumnConfig{{Name: "what", WidthMax: widestText, WidthMaxEnforcer: text.WrapSoft}})
+			for _, e := range events {
+				g.AppendRow(table.Row{clockTime(e.UnixMS), e.Node, e.Kind, e.Text})
+			}
+			g.Render()
+		})
+	}}
+}
+
+// widestText is where a free text is wrapped in a table.
+const widestText = 90
+
+func clockTime(unixMS int64) string {
+	return time.UnixMilli(unixMS).Format("2006-01-02 15:04:05.000")
+}
+
+func (t *terminal) explainCommand() *cli.Command {
+	return &cli.Command{Name: "explain", Usage: "why something is as it is, and what stands against change", ArgsUsage: "NODE|primary", Action: func(c *cli.Context) error {
+		given, err := names(c, "a node's name or \"primary\"")
+		if err != nil {
+			return err
+		}
+		ask, err := client(c)
+		if err != nil {
+			return err
+		}
+		e, err := ask.Explain(c.Context, given[0])
+		if err != nil {
+			return err
+		}
+		return t.show(c, e, func() { t.explanation(e) })
+	}}
+}
+
+func (t *terminal) explanation(e api.Explanation) {
+	t.say("%s: %s", e.What, e.Verdict)
+	if e.Why != "" {
+		t.say("  why      %s", e.Why)
+	}
+	for _, line := range e.Evidence {
+		t.say("  seen     %s", line)
+	}
+	for _, r := range e.Refusals {
+		by := ""
+		if r.By != "" {
+			by = " by " + string(r.By) + ":"
+		}
+		t.say("  refused  [%s]%s %s", r.Code, by, r.Detail)
+		if r.Remedy != "" {
+			t.say("           → %s", r.Remedy)
+		}
+	}
+	for _, line := range e.Missing {
+		t.say("  missing  %s", line)
+	}
+}
+
+func (t *terminal) fenceCommand() *cli.Command {
+	list := func(c *cli.Context) error {
+		if _, err := names(c); err != nil {
+			return err
+		}
+		ask, err := client(c)
+		if err != nil {
+			return err
+		}
+		fences, err := ask.Fences(c.Context)
+		if err != nil {
+			return err
+		}
+		return t.show(c, fences, func() {
+			paint := t.painter()
+			g := t.grid("node", "stage", "proof", "since", "by", "tries", "reason")
+			for _, f := range fences {
+				g.AppendRow(table.Row{f.Node, paint.state(string(f.Stage)), f.Proof, clockTime(f.StartedMS), f.By, f.Tries, f.Reason})
+			}
+			g.Render()
+		})
+	}
+	return &cli.Command{Name: "fence", Usage: "fencing", Subcommands: []*cli.Command{
+		{Name: "list", Usage: "list fence records", Action: list},
+	}}
+}

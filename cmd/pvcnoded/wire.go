@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"pvc.internal/agent"
+	"pvc.internal/cluster"
+	"pvc.internal/cmd/settings"
+	"pvc.internal/proc"
+	"pvc.internal/router"
+	"pvc.internal/zkhandler"
+)
+
+// The adapters fit the agent's interfaces.
+var (
+	_ agent.Store     = (*zkhandler.Handler)(nil)
+	_ agent.Locker    = (*zkhandler.Handler)(nil)
+	_ agent.Tree      = (*zkhandler.Handler)(nil)
+	_ agent.Historian = (*zkhandler.Handler)(nil)
+	_ agent.Guard     = (*router.Client)(nil)
+)
+
+// runAgent assembles the agent from its adapters and runs it until ctx ends.
+func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
+	folder, err := agent.OpenStateFolder(s.StateDir, s.Node.Name)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	clock := proc.BootClock{}
+	zkConfig, err := zooKeeperConfig(s.ZooKeeper, s.Timing)
+	if err != nil {
+		return err
+	}
+	handler, err := zkhandler.New(zkConfig, clock, log.Named("zk"), nil)
+	if err != nil {
+		return fmt.Errorf("set up ZooKeeper: %w", err)
+	}
+	guard := router.NewClient(filepath.Join(s.RunDir, "guard.sock"), log.Named("guard"))
+	defer guard.Close()
+	config, err := agentConfig(s, folder.ID())
+	if err != nil {
+		return err
+	}
+	collection, err := collectors(s, clock, log)
+	if err != nil {
+		return err
+	}
+	fencer, err := newFencer(s, config, handler, guard, log)
+	if err != nil {
+		return err
+	}
+	notify := agent.NewSystemdNotifier(clock, log, 5*s.Timing.KeepaliveInterval)
+	a, err := agent.New(config, agent.Deps{
+		Clock: clock, Log: log, Store: handler, Locker: handler, Tree: handler, Historian: handler, Guard: guard,
+		Sweeper: sweeper{}, Collector: collection, Fencer: fencer, Notify: notify, Turned: notify.Turned,
+		Remember: folder.Remember,
+	})
+	if err != nil {
+		return err
+	}
+	notifyCtx, endNotify := context.WithCancel(context.WithoutCancel(ctx))
+	notified := make(chan struct{})
+	go func() { defer close(notified); notify.Run(notifyCtx) }()
+	defer func() { endNotify(); <-notified }()
+	return runWithSession(ctx, handler, a)
+}
+
+// runWithSession keeps the ZooKeeper session up until the agent has written
+// its last word, then closes it, so that the alive record goes at once.
+func runWithSession(ctx context.Context, handler *zkhandler.Handler, a *agent.Agent) error {
+	sessionCtx, closeSession := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan error, 1)
+	agentCtx, endAgent := context.WithCancelCause(ctx)
+	defer endAgent(nil)
+	go func() {
+		err := handler.Run(sessionCtx)
+		if err != nil {
+			endAgent(fmt.Errorf("the ZooKeeper session ended: %w", err))
+		}
+		done <- err
+	}()
+	err := a.Run(agentCtx)
+	closeSession()
+	select {
+	case zkErr := <-done:
+		if err == nil && zkErr != nil && ctx.Err() == nil {
+			err = zkErr
+		}
+	case <-time.After(5 * time.Second):
+	}
+	if err != nil && ctx.Err() != nil {
+		return nil // asked to stop before it had begun
+	}
+	return err
+}
+
+// agentConfig gathers what the agent is told at start.
+func agentConfig(s settings.Node, id string) (agent.Config, error) {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return agent.Config{}, fmt.Errorf("read the boot id: %w", err)
+	}
+	boot := strings.TrimSpace(string(raw))
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	fence := ""
+	if n, ok := s.Fencing.Nodes[string(s.Node.Name)]; ok && len(n.Levels) > 0 {
+		fence = "configured"
+	}
+	return agent.Config{
+		Node: s.Node.Name, Mode: s.Node.Mode, Priority: s.Node.Priority, ClusterName: s.Cluster.Name,
+		Incarnation: cluster.Incarnation(boot + "." + uuid.NewString()), BootID: boot, Host: host, NodeUUID: id,
+		MACs: hardwareAddresses(s.Addresses), Fencing: fence, Timing: s.Timing, Addresses: s.Addresses, Services: s.Services,
+		Yield: s.Role.OnStartFailure == settings.StartFailureYield, DeadProof: s.Role.RequireDeadProof, Version: version,
+		NewID:  func(cluster.Epoch) string { return uuid.Must(uuid.NewV7()).String() },
+		WallMS: func() int64 { return time.Now().UnixMilli() },
+	}, nil
+}
+
+// hardwareAddresses are those of the interfaces that carry floating addresses.
+func hardwareAddresses(addrs []cluster.FloatingAddress) []string {
+	var macs []string
+	seen := map[string]bool{}
+	for _, a := range addrs {
+		if seen[a.Interface] {
+			continue
+		}
+		seen[a.Interface] = true
+		if i, err := net.InterfaceByName(a.Interface); err == nil {
+			macs = append(macs, i.HardwareAddr.String())
+		}
+	}
+	return macs
+}
+
+// sweeper runs `pvcnoded guard sweep` with this program's own settings file.
+type sweeper struct{}
+
+// Sweep implements agent.Sweeper.
+func (sweeper) Sweep(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	out, err := exec.CommandContext(ctx, self, "guard", "sweep", "-c", usedConfig).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("guard sweep: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

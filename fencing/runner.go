@@ -1,0 +1,133 @@
+package fencing
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"pvc.internal/cluster"
+)
+
+// childSlack is what a child gets beyond its device's total deadline to start
+// and to print its result, before it is killed.
+const childSlack = 2 * time.Second
+
+// Runner makes attempts, each in a child process of its own that dies with the
+// role of whoever ordered it.
+type Runner struct {
+	// Run starts one program under a deadline's owner and waits for it
+	// (the guard's).
+	Run func(ctx context.Context, r cluster.RunRequest) (cluster.RunResult, error)
+	// Argv is the program that calls AttemptMain, with its arguments.
+	Argv []string
+	// WallMS reads the wall clock in unix milliseconds, for the record's readers.
+	WallMS func() int64
+	// Owner is what the children hang on; empty is cluster.OwnerPrimary.
+	Owner cluster.DeadlineOwner
+}
+
+// Off walks the node's levels until one proves it off. It returns every
+// attempt made, and whether every device of one level confirmed.
+func (r Runner) Off(ctx context.Context, epoch cluster.Epoch, levels [][]Device) ([]cluster.FenceAttempt, bool) {
+	return r.walk(ctx, epoch, levels, ActionOff)
+}
+
+// Status reads every device of each level until one level reads off as a whole.
+func (r Runner) Status(ctx context.Context, epoch cluster.Epoch, levels [][]Device) ([]cluster.FenceAttempt, bool) {
+	return r.walk(ctx, epoch, levels, ActionStatus)
+}
+
+// On orders the devices on, all at once; it does not wait for the node.
+func (r Runner) On(ctx context.Context, epoch cluster.Epoch, devices []Device) []cluster.FenceAttempt {
+	return r.together(ctx, epoch, devices, ActionOn)
+}
+
+func (r Runner) walk(ctx context.Context, epoch cluster.Epoch, levels [][]Device, action string) ([]cluster.FenceAttempt, bool) {
+	var all []cluster.FenceAttempt
+	ladder := NewLadder(levels)
+	for level := ladder.Level(); level != nil && ctx.Err() == nil; level = ladder.Level() {
+		results := r.together(ctx, epoch, level, action)
+		all = append(all, results...)
+		ladder = ladder.Report(results)
+	}
+	return all, ladder.Proven()
+}
+
+// together tries the devices of one level at the same time: a machine with two
+// supplies must not be cut one after the other's deadline.
+func (r Runner) together(ctx context.Context, epoch cluster.Epoch, devices []Device, action string) []cluster.FenceAttempt {
+	results := make([]cluster.FenceAttempt, len(devices))
+	var wait sync.WaitGroup
+	for i, device := range devices {
+		wait.Go(func() { results[i] = r.one(ctx, epoch, device, action) })
+	}
+	wait.Wait()
+	return results
+}
+
+func (r Runner) one(ctx context.Context, epoch cluster.Epoch, d Device, action string) cluster.FenceAttempt {
+	attempt := cluster.FenceAttempt{Device: d.Name, Action: action, StartedUnixMS: r.WallMS(), Result: ResultUnknown}
+	result, err := r.child(ctx, epoch, d, action)
+	if err != nil {
+		attempt.Error = err.Error()
+		return attempt
+	}
+	attempt.Result, attempt.Error, attempt.Micros = result.Result, result.Error, result.Micros
+	return attempt
+}
+
+func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action string) (AttemptResult, error) {
+	password, err := d.password()
+	if err != nil {
+		return AttemptResult{}, err
+	}
+	stdin, err := json.Marshal(Attempt{Version: 1, Device: d, Password: password, Action: action})
+	if err != nil {
+		return AttemptResult{}, fmt.Errorf("encode the attempt at device %q: %w", d.Name, err)
+	}
+	owner := r.Owner
+	if owner == "" {
+		owner = cluster.OwnerPrimary
+	}
+	limit := d.withDefaults().Timeout + childSlack
+	ctx, cancel := context.WithTimeout(ctx, limit+childSlack)
+	defer cancel()
+	out, err := r.Run(ctx, cluster.RunRequest{Owner: owner, Epoch: epoch, Argv: r.Argv, Stdin: stdin, Timeout: limit})
+	if err != nil {
+		return AttemptResult{}, fmt.Errorf("run %s at device %q: %w", action, d.Name, err)
+	}
+	return parseResult(d, action, out)
+}
+
+// parseResult takes nothing for off but a child that ended well and says so:
+// a killed child, rubbish or another version is unknown.
+func parseResult(d Device, action string, out cluster.RunResult) (AttemptResult, error) {
+	var result AttemptResult
+	err := json.Unmarshal(out.Stdout, &result)
+	switch {
+	case out.Error != "":
+		return AttemptResult{}, fmt.Errorf("%s at device %q ended without a result: %s", action, d.Name, out.Error)
+	case err != nil || result.Version != 1:
+		return AttemptResult{}, fmt.Errorf("%s at device %q printed no result (exit status %d): %s", action, d.Name, out.ExitCode, firstLine(out.Stderr))
+	case out.ExitCode != ExitTold:
+		return AttemptResult{}, fmt.Errorf("%s at device %q: exit status %d: %s", action, d.Name, out.ExitCode, result.Error)
+	}
+	switch result.Result {
+	case ResultOff, ResultOn, ResultFailed:
+	default:
+		result.Result = ResultUnknown
+	}
+	return result, nil
+}
+
+func firstLine(b []byte) string {
+	line, _, _ := strings.Cut(string(b), "\n")
+	const most = 200
+	if len(line) > most {
+		line = line[:most]
+	}
+	return line
+}

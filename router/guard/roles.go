@@ -1,0 +1,527 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"pvc.internal/cluster"
+)
+
+// role is what hangs on one owner's deadline. Its fields are Guard.mu's.
+//
+//	absent ──Begin──▶ live ──Extend──▶ live
+//	                   │ deadline, End, suspend
+//	                   ▼
+//	                 ending ──verified gone──▶ absent
+type role struct {
+	owner    cluster.DeadlineOwner
+	epoch    cluster.Epoch
+	deadline cluster.Instant
+	ended    bool
+
+	// mayAdd is the right to add what is not there: given by Begin, taken by
+	// Withdraw and by a restart of the guard.
+	mayAdd bool
+	wanted []cluster.FloatingAddress // what Present has named
+	// suspendedAt is when the gate was found broken: the addresses are away
+	// until a renewal sent later; Never when they are not.
+	suspendedAt cluster.Instant
+	later       int // Extends since then that do not tell when they were sent
+
+	services map[string]*service
+	ctx      context.Context // ends with the role: Run and checks hang on it
+	cancel   context.CancelCauseFunc
+	busy     sync.WaitGroup // starts and runs under way: the end waits for them
+}
+
+// suspend takes the addresses' right away until a renewal sent after now.
+func (r *role) suspend(now cluster.Instant) {
+	r.suspendedAt, r.later = now, 0
+}
+
+// resumes reports whether this renewal brings the addresses back: one sent
+// after the gate was lost. Of a caller that does not tell, the second one that
+// was received after it certainly is.
+func (r *role) resumes(d cluster.RoleDeadline) bool {
+	if r.suspendedAt == cluster.Never {
+		return false
+	}
+	if d.Sent != cluster.Never {
+		return d.Sent > r.suspendedAt
+	}
+	r.later++
+	return r.later >= 2
+}
+
+// epochLine names the sequence an owner's epochs belong to: fence attempts
+// carry the primary role's.
+func epochLine(o cluster.DeadlineOwner) string {
+	if o == cluster.OwnerPrimary || strings.HasPrefix(string(o), "fence:") {
+		return string(cluster.OwnerPrimary)
+	}
+	return string(o)
+}
+
+// begin starts or adopts a role. It persists a larger epoch before anything
+// else, so that no older one is ever served again, over reboots too (I2).
+func (g *Guard) begin(ctx context.Context, d cluster.RoleDeadline) error {
+	if d.Owner == "" {
+		return fmt.Errorf("begin a role without an owner: %w", cluster.ErrRefused)
+	}
+	if err := g.awaitEnding(ctx, d.Owner); err != nil {
+		return err
+	}
+	if err := g.raiseEpoch(d); err != nil {
+		return err
+	}
+	r, err := g.enterRole(d)
+	if err != nil || r.owner != cluster.OwnerPrimary {
+		return err
+	}
+	g.mu.Lock()
+	held := len(r.wanted) > 0 && r.suspendedAt == cluster.Never
+	g.mu.Unlock()
+	if held { // adopted with its addresses: they move with the deadline
+		return g.renewGate(r)
+	}
+	return nil
+}
+
+// enterRole makes the role, or moves the one that lives to the new epoch.
+func (g *Guard) enterRole(d cluster.RoleDeadline) (*role, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.admissible(d, "begin"); err != nil { // the clock read again: fsync takes its time
+		return nil, err
+	}
+	r := g.roles[d.Owner]
+	if r != nil && !g.lives(r) {
+		return nil, fmt.Errorf("begin role %s: the earlier holding's deadline has just passed, it is being ended: %w", d.Owner, cluster.ErrRefused)
+	}
+	if r == nil {
+		if g.ending[d.Owner] != nil || g.closed {
+			return nil, fmt.Errorf("begin role %s: an earlier holding is still being ended: %w", d.Owner, cluster.ErrRefused)
+		}
+		r = newRole(d)
+		g.roles[d.Owner] = r
+	}
+	adopted := r.epoch
+	r.epoch, r.deadline, r.mayAdd = d.Epoch, d.Deadline, true
+	g.record()
+	g.rearm()
+	g.log.Info("role begun", zap.String("owner", string(d.Owner)), zap.Uint64("epoch", uint64(d.Epoch)),
+		zap.Duration("for", d.Deadline.Sub(g.clock.Now())), zap.Uint64("adopted_from_epoch", uint64(adopted)))
+	return r, nil
+}
+
+func newRole(d cluster.RoleDeadline) *role {
+	r := &role{owner: d.Owner, epoch: d.Epoch, deadline: d.Deadline, services: map[string]*service{}}
+	r.ctx, r.cancel = context.WithCancelCause(context.Background())
+	return r
+}
+
+// awaitEnding waits a moment for an earlier holding of the owner to be gone.
+func (g *Guard) awaitEnding(ctx context.Context, o cluster.DeadlineOwner) error {
+	g.mu.Lock()
+	e := g.ending[o]
+	g.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	select {
+	case <-e.done:
+		return nil
+	case <-time.After(g.cfg.Grace):
+	case <-ctx.Done():
+	}
+	return fmt.Errorf("begin role %s: what an earlier holding left is not verified gone yet (%s): %w", o, e.cause, cluster.ErrRefused)
+}
+
+// raiseEpoch persists d's epoch if it is the largest yet.
+func (g *Guard) raiseEpoch(d cluster.RoleDeadline) error {
+	g.persisting.Lock()
+	defer g.persisting.Unlock()
+	g.mu.Lock()
+	err := g.admissible(d, "begin")
+	g.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return g.persistEpoch(epochLine(d.Owner), d.Epoch)
+}
+
+// persistEpoch writes the line's epoch down if it is the largest yet. The
+// caller holds persisting.
+func (g *Guard) persistEpoch(line string, e cluster.Epoch) error {
+	g.mu.Lock()
+	raised := map[string]cluster.Epoch{line: e}
+	for l, have := range g.max {
+		if l != line {
+			raised[l] = have
+		}
+	}
+	higher := e > g.max[line]
+	g.mu.Unlock()
+	if !higher {
+		return nil
+	}
+	if err := writeEpochs(g.cfg.StateFile, raised); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.max[line] = max(g.max[line], e)
+	return nil
+}
+
+// prepareEpoch makes the epoch of a role that is about to be begun durable
+// beforehand. While a role lives here it does nothing, since a larger epoch
+// would make that one stale.
+func (g *Guard) prepareEpoch(e cluster.Epoch) error {
+	g.persisting.Lock()
+	defer g.persisting.Unlock()
+	g.mu.Lock()
+	held := g.roles[cluster.OwnerPrimary] != nil || g.ending[cluster.OwnerPrimary] != nil
+	g.mu.Unlock()
+	if held || e > cluster.MaxEpoch {
+		return nil
+	}
+	return g.persistEpoch(epochLine(cluster.OwnerPrimary), e)
+}
+
+// admissible refuses stale epochs and passed deadlines. The caller holds mu.
+func (g *Guard) admissible(d cluster.RoleDeadline, what string) error {
+	if seen := g.max[epochLine(d.Owner)]; d.Epoch < seen {
+		return fmt.Errorf("%s role %s at epoch %d: epoch %d has been served on this host: %w", what, d.Owner, d.Epoch, seen, cluster.ErrStaleEpoch)
+	}
+	switch now := g.clock.Now(); {
+	case d.Deadline <= now:
+		return fmt.Errorf("%s role %s: its deadline passed %v ago: %w", what, d.Owner, now.Sub(d.Deadline), cluster.ErrDeadline)
+	case d.Deadline > now.Add(longestLease): // of the wall clock, say: a role without end (I3)
+		return fmt.Errorf("%s role %s: its deadline is more than %v away, it is no instant of this host's CLOCK_BOOTTIME: %w", what, d.Owner, longestLease, cluster.ErrRefused)
+	}
+	return nil
+}
+
+// extend moves a live role's deadline and renews the gate.
+func (g *Guard) extend(d cluster.RoleDeadline) error {
+	g.mu.Lock()
+	r, err := g.liveRole(d.Owner, d.Epoch)
+	if err == nil {
+		err = g.admissible(d, "extend")
+	}
+	if err != nil {
+		g.mu.Unlock()
+		return err
+	}
+	r.deadline = d.Deadline
+	g.record()
+	g.rearm()
+	back := d.Owner == cluster.OwnerPrimary && r.resumes(d)
+	gated := d.Owner == cluster.OwnerPrimary && r.suspendedAt == cluster.Never && len(r.wanted) > 0
+	g.mu.Unlock()
+	switch {
+	case back:
+		return g.bringBack(r)
+	case gated:
+		return g.renewGate(r)
+	}
+	return nil
+}
+
+// liveRole returns the owner's role if it lives at exactly this epoch. A role
+// whose deadline has passed is dead even before the alarm went off (I3). The
+// caller holds mu.
+func (g *Guard) liveRole(o cluster.DeadlineOwner, e cluster.Epoch) (*role, error) {
+	if seen := g.max[epochLine(o)]; e < seen {
+		return nil, fmt.Errorf("role %s at epoch %d: epoch %d has been served on this host: %w", o, e, seen, cluster.ErrStaleEpoch)
+	}
+	r := g.roles[o]
+	if r == nil || !g.lives(r) {
+		return nil, fmt.Errorf("role %s at epoch %d is not held here (any more); nothing of it is in effect: %w", o, e, cluster.ErrDeadline)
+	}
+	if r.epoch != e {
+		return nil, fmt.Errorf("role %s is held at epoch %d, not %d: begin it first: %w", o, r.epoch, e, cluster.ErrRefused)
+	}
+	return r, nil
+}
+
+// lives reports whether the role is live right now. The caller holds mu.
+func (g *Guard) lives(r *role) bool { return !r.ended && g.clock.Now() < r.deadline }
+
+// left returns the time to the role's deadline; zero or less: it is over.
+func (g *Guard) left(r *role) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.ended {
+		return 0
+	}
+	return r.deadline.Sub(g.clock.Now())
+}
+
+// rearm sets the alarm to the earliest deadline. The caller holds mu.
+func (g *Guard) rearm() {
+	next := cluster.Never
+	for _, r := range g.roles {
+		next = cluster.Earliest(next, r.deadline)
+	}
+	if err := g.alarm.set(next); err != nil {
+		g.log.Error("deadline's timer failed, deadlines are kept by the tick alone", zap.Error(err))
+	}
+}
+
+// record writes down what is held, for the next guard. The caller holds mu.
+func (g *Guard) record() {
+	if g.ledger == nil {
+		return
+	}
+	held := make([]heldRole, 0, len(g.roles)+len(g.ending))
+	for _, r := range g.roles {
+		held = append(held, r.held())
+	}
+	for _, e := range g.ending { // until verified gone
+		held = append(held, e.role.held())
+	}
+	if err := g.ledger.save(held); err != nil {
+		g.log.Error("guard's ledger not written", zap.Error(err))
+	}
+}
+
+func (r *role) held() heldRole {
+	h := heldRole{RoleDeadline: cluster.RoleDeadline{Owner: r.owner, Epoch: r.epoch, Deadline: r.deadline}, Addresses: r.wanted}
+	if r.ended {
+		h.Deadline = 1 // passed, whatever it was
+	}
+	for _, s := range r.services {
+		h.Services = append(h.Services, s.held())
+	}
+	return h
+}
+
+// adopt takes a live role over from the ledger. The caller holds mu.
+func (g *Guard) adopt(h heldRole) {
+	r := newRole(h.RoleDeadline)
+	r.wanted = h.Addresses
+	g.roles[h.Owner] = r
+	line := epochLine(h.Owner)
+	g.max[line] = max(g.max[line], h.Epoch)
+	for _, s := range h.Services {
+		g.adoptService(r, s)
+	}
+	g.log.Info("role adopted from an earlier guard", zap.String("owner", string(h.Owner)),
+		zap.Uint64("epoch", uint64(h.Epoch)), zap.Duration("left", h.Deadline.Sub(g.clock.Now())))
+}
+
+// expire ends each role whose deadline has passed. It runs on the alarm's
+// thread and at each tick.
+func (g *Guard) expire() {
+	g.mu.Lock()
+	now := g.clock.Now()
+	var ended []*ending
+	for _, r := range g.roles {
+		if r.deadline <= now {
+			ended = append(ended, g.markEnded(r, "its deadline passed"))
+		}
+	}
+	g.rearm()
+	g.mu.Unlock()
+	for _, e := range ended {
+		g.stopEffects(e)
+	}
+}
+
+// ending is a role whose effects are being removed.
+type ending struct {
+	role   *role
+	cause  string
+	begun  cluster.Instant
+	done   chan struct{} // closed once verified gone
+	detail string        // what is still there; Guard.mu's
+
+	telling sync.Mutex // held while its fault is told or cleared
+	over    bool       // nothing is told any more; telling's
+}
+
+// markEnded makes the role dead for everybody. Its effects are stopEffects',
+// which the caller calls once it has let go of mu.
+func (g *Guard) markEnded(r *role, cause string) *ending {
+	r.ended = true
+	delete(g.roles, r.owner)
+	e := &ending{role: r, cause: cause, begun: g.clock.Now(), done: make(chan struct{})}
+	g.ending[r.owner] = e
+	g.work.Add(1)
+	return e
+}
+
+// stopEffects removes everything that hangs on the role. Killing and verifying
+// have goroutines of their own, so that a kernel which is slow at one thing
+// does not delay the others; the gate and the addresses are done inline as far
+// as nobody else holds them: on the alarm's own thread, that is the quickest.
+func (g *Guard) stopEffects(e *ending) {
+	e.role.cancel(fmt.Errorf("role %s has ended, %s: %w", e.role.owner, e.cause, cluster.ErrDeadline))
+	g.work.Go(func() { // once more by finish, until verified
+		for _, s := range e.role.services {
+			s.killNow()
+		}
+	})
+	go g.finish(e) // entered into work by markEnded
+	if e.role.owner != cluster.OwnerPrimary {
+		return
+	}
+	if g.gate != nil && g.gate.mu.TryLock() {
+		_ = g.gate.shut() // verified by finish
+		g.gate.mu.Unlock()
+	}
+	if g.addrs.mu.TryLock() {
+		_ = g.addrs.removeNow() // verified by finish
+		g.addrs.mu.Unlock()
+	}
+}
+
+// finish verifies that nothing of the role is left, trying again until that is
+// so. What takes longer than G is a fault, on which nobody feeds the watchdog
+// any more; it clears when the last of it is gone.
+func (g *Guard) finish(e *ending) {
+	defer g.work.Done()
+	subject := "end of " + string(e.role.owner)
+	late := time.AfterFunc(g.cfg.Grace, func() { g.tellLate(e, subject) })
+	defer late.Stop()
+	for pause := time.Millisecond; ; pause = min(2*pause, g.cfg.Tick) {
+		err := g.verifyGone(e)
+		if err == nil {
+			break
+		}
+		g.mu.Lock()
+		e.detail = err.Error()
+		closed := g.closed
+		g.mu.Unlock()
+		if closed && g.clock.Now().Sub(e.begun) > 10*g.cfg.Grace {
+			return // the process is to end; the ledger still names what is left
+		}
+		time.Sleep(pause)
+	}
+	e.telling.Lock()
+	e.over = true
+	g.fault(subject, "")
+	e.telling.Unlock()
+	g.mu.Lock()
+	delete(g.ending, e.role.owner)
+	g.record()
+	g.mu.Unlock()
+	took := g.clock.Now().Sub(e.begun)
+	g.log.Info("role ended", zap.String("owner", string(e.role.owner)), zap.Uint64("epoch", uint64(e.role.epoch)),
+		zap.String("cause", e.cause), zap.Duration("gone_after", took))
+	g.hub.push(cluster.GuardEvent{Kind: "ended", Owner: e.role.owner, Epoch: e.role.epoch,
+		Text: fmt.Sprintf("role %s ended: %s; everything of it was gone %v later", e.role.owner, e.cause, took)})
+	close(e.done)
+}
+
+// tellLate records that an ending takes too long. One that is over by now is
+// not told: nothing would clear the fault again. (Both are due at once where
+// this process was stopped in between.)
+func (g *Guard) tellLate(e *ending, subject string) {
+	e.telling.Lock()
+	defer e.telling.Unlock()
+	if e.over {
+		return
+	}
+	g.mu.Lock()
+	detail := e.detail
+	g.mu.Unlock()
+	g.fault(subject, fmt.Sprintf("role %s (epoch %d) has ended (%s) but not everything of it is verified gone after %v: %s",
+		e.role.owner, e.role.epoch, e.cause, g.cfg.Grace, detail))
+}
+
+// verifyGone removes what is left of a role and reports what could not be. What
+// stays does not keep it from the rest.
+func (g *Guard) verifyGone(e *ending) error {
+	var errs []error
+	if e.role.owner == cluster.OwnerPrimary {
+		g.announcer.stop()
+		errs = append(errs, g.dropAddresses())
+	}
+	for _, s := range e.role.services {
+		errs = append(errs, s.verifyGone(g.cfg.Tick))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	waited := make(chan struct{})
+	go func() { e.role.busy.Wait(); close(waited) }()
+	select {
+	case <-waited:
+		return nil
+	case <-time.After(g.cfg.Tick):
+		return fmt.Errorf("a program of role %s that was being started or run has not ended", e.role.owner)
+	}
+}
+
+// end ends an owner now and waits until it is verified gone. A smaller epoch
+// than the role's is refused; an owner that is not held is no error.
+func (g *Guard) end(ctx context.Context, o cluster.DeadlineOwner, epoch cluster.Epoch) error {
+	g.mu.Lock()
+	if seen := g.max[epochLine(o)]; epoch < seen {
+		g.mu.Unlock()
+		return fmt.Errorf("end role %s at epoch %d: epoch %d has been served on this host: %w", o, epoch, seen, cluster.ErrStaleEpoch)
+	}
+	e := g.ending[o]
+	var fresh *ending
+	if r := g.roles[o]; r != nil && e == nil {
+		fresh = g.markEnded(r, "it was told to")
+		e = fresh
+		g.record() // a guard that is killed now must not come back with a deadline yet to come (I3)
+		g.rearm()
+	}
+	g.mu.Unlock()
+	if fresh != nil {
+		g.stopEffects(fresh)
+	}
+	if e == nil {
+		return g.endUnheld(o)
+	}
+	select {
+	case <-e.done:
+		return nil
+	case <-ctx.Done():
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return fmt.Errorf("end role %s: not verified gone yet (%s): %w", o, e.detail, context.Cause(ctx))
+	}
+}
+
+// endUnheld verifies that a role nobody holds has left nothing behind.
+func (g *Guard) endUnheld(o cluster.DeadlineOwner) error {
+	if o != cluster.OwnerPrimary {
+		return nil
+	}
+	return g.dropAddresses()
+}
+
+// endEverything ends all roles, at the guard's own end.
+func (g *Guard) endEverything() error {
+	g.mu.Lock()
+	g.closed = true
+	var all []*ending
+	for _, r := range g.roles {
+		all = append(all, g.markEnded(r, "the guard was told to stop"))
+	}
+	g.record()
+	g.mu.Unlock()
+	for _, e := range all {
+		g.stopEffects(e)
+	}
+	for _, e := range all {
+		select {
+		case <-e.done:
+		case <-time.After(10 * g.cfg.Grace):
+			return fmt.Errorf("stop the guard: role %s is not verified gone: %w", e.role.owner, cluster.ErrDeadline)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,258 @@
+package sandbox
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"pvc.internal/cluster"
+)
+
+// Violation is a broken invariant, with the entries that show it.
+type Violation struct {
+	Invariant string          `json:"invariant"` // I1, I2, I3 or I5
+	At        cluster.Instant `json:"t"`
+	Text      string          `json:"text"`
+}
+
+// Limits are what the checker allows for the way it measures.
+type Limits struct {
+	// Noise is the measured resolution of answers.
+	Noise time.Duration
+	// Events is how late the end of a service is stamped at worst; zero: Noise.
+	Events time.Duration
+	// Grace is the profile's G: a holder stops that much before its ttl ends.
+	Grace time.Duration
+}
+
+// Check examines a history for broken invariants; none found is nil. It is
+// pure: the same history always gives the same answer.
+func Check(history []Entry, limits Limits) []Violation {
+	entries := slices.Clone(history)
+	slices.SortStableFunc(entries, func(a, b Entry) int { return cmp.Compare(a.At, b.At) })
+	var out []Violation
+	out = append(out, checkAnswers(entries)...)
+	out = append(out, checkServices(entries, limits)...)
+	out = append(out, checkEpochs(entries)...)
+	out = append(out, checkDeadlines(entries, limits)...)
+	out = append(out, checkFences(entries)...)
+	slices.SortStableFunc(out, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
+	return out
+}
+
+// checkAnswers is I1 for addresses: no round that two nodes answered.
+func checkAnswers(entries []Entry) []Violation {
+	var out []Violation
+	for _, e := range entries {
+		if e.Kind == KindTwice {
+			out = append(out, Violation{"I1", e.At, fmt.Sprintf("%v answered for %s at the same time, for %v",
+				e.Nodes, e.Addr, e.Until.Sub(e.At)+probePeriod)})
+		}
+	}
+	return out
+}
+
+// checkServices is I1 for primary-only services: never two at once, beyond the
+// noise with which the end of a process is noticed.
+func checkServices(entries []Entry, limits Limits) []Violation {
+	var out []Violation
+	noise := limits.Events
+	if noise == 0 {
+		noise = limits.Noise
+	}
+	type run struct {
+		node cluster.NodeID
+		at   cluster.Instant
+	}
+	running := map[string]map[cluster.NodeID]int{}
+	overlap := map[string]run{}
+	for _, e := range entries {
+		if e.Kind != KindHook {
+			continue
+		}
+		nodes := running[e.Name]
+		if nodes == nil {
+			nodes = map[cluster.NodeID]int{}
+			running[e.Name] = nodes
+		}
+		if e.On {
+			nodes[e.Node]++
+		} else if nodes[e.Node]--; nodes[e.Node] <= 0 {
+			delete(nodes, e.Node)
+		}
+		total := 0
+		for _, n := range nodes {
+			total += n
+		}
+		began, open := overlap[e.Name]
+		switch {
+		case total > 1 && !open:
+			overlap[e.Name] = run{e.Node, e.At}
+		case total <= 1 && open:
+			delete(overlap, e.Name)
+			if d := e.At.Sub(began.at); d > noise {
+				out = append(out, Violation{"I1", began.at, fmt.Sprintf("service %s ran twice for %v; the second was on %s", e.Name, d, began.node)})
+			}
+		}
+	}
+	for name, began := range overlap {
+		out = append(out, Violation{"I1", began.at, fmt.Sprintf("service %s runs twice to the end of the history; the second is on %s", name, began.node)})
+	}
+	return out
+}
+
+// checkEpochs is I2: the lease's epoch never falls, and another holder or
+// incarnation always has a larger one.
+func checkEpochs(entries []Entry) []Violation {
+	var out []Violation
+	var last, holder Entry // last lease seen; last one that was held
+	for _, e := range entries {
+		if e.Kind != KindLease {
+			continue
+		}
+		if e.Epoch < last.Epoch {
+			out = append(out, Violation{"I2", e.At, fmt.Sprintf("epoch fell from %d (%s) to %d (%s)", last.Epoch, last.Node, e.Epoch, e.Node)})
+		}
+		last = e
+		if e.Node == "" {
+			continue
+		}
+		if holder.Node != "" && e.Epoch <= holder.Epoch && (e.Node != holder.Node || e.Incarnation != holder.Incarnation) {
+			out = append(out, Violation{"I2", e.At, fmt.Sprintf("%s (%s) holds the role with epoch %d, which %s (%s) had",
+				e.Node, e.Incarnation, e.Epoch, holder.Node, holder.Incarnation)})
+		}
+		holder = e
+	}
+	return out
+}
+
+// checkDeadlines is I3: the holder is silent by its last renewal + ttl − grace.
+// The renewal is counted from when it was *seen*, which is never before it was
+// sent, and it counts as the last one only if a successor has taken over or a
+// fresh read found no newer: what is reported is a violation for certain.
+func checkDeadlines(entries []Entry, limits Limits) []Violation {
+	var out []Violation
+	var holder Entry
+	var expired cluster.Instant // the holder's latest KindExpired
+	for _, e := range entries {
+		switch {
+		case e.Kind == KindExpired && e.Node == holder.Node && e.Epoch == holder.Epoch && e.N == holder.N:
+			expired = e.At
+		case e.Kind == KindLease:
+			out = append(out, unrenewed(entries, holder, expired, limits)...)
+			if holder.Node != "" && e.Node != holder.Node && e.Node != "" {
+				out = append(out, lateAnswers(entries, holder, e, max(holder.deadline(limits), e.At), limits)...)
+			}
+			if e.Node != "" {
+				holder = e
+			}
+			expired = cluster.Never
+		}
+	}
+	return append(out, unrenewed(entries, holder, expired, limits)...)
+}
+
+// deadline is when the effects of a lease as seen end at the latest.
+func (e Entry) deadline(limits Limits) cluster.Instant {
+	return e.At.Add(time.Duration(e.TTLMillis)*time.Millisecond - limits.Grace)
+}
+
+// unrenewed lists the holder's answers between its deadline and the last
+// proof that it had not been renewed.
+func unrenewed(entries []Entry, holder Entry, expired cluster.Instant, limits Limits) []Violation {
+	if expired.IsZero() {
+		return nil
+	}
+	var out []Violation
+	deadline := holder.deadline(limits)
+	for _, e := range entries {
+		until := min(e.Until, expired)
+		if e.Kind == KindAnswer && e.Node == holder.Node && e.At < expired && until > deadline.Add(limits.Noise) {
+			out = append(out, Violation{"I3", until, fmt.Sprintf("%s answered for %s until %v after its deadline (epoch %d, not renewed)",
+				e.Node, e.Addr, until.Sub(deadline), holder.Epoch)})
+		}
+	}
+	return out
+}
+
+// leaseSeenLag is how long after a take's write its watcher, here, sees it at
+// worst: the new holder answers before that.
+const leaseSeenLag = 100 * time.Millisecond
+
+// lateAnswers lists the earlier holder's answers after its deadline, up to the
+// instant at which it is the holder again.
+func lateAnswers(entries []Entry, holder, successor Entry, deadline cluster.Instant, limits Limits) []Violation {
+	until := cluster.Forever
+	for _, e := range entries {
+		if e.Kind == KindLease && e.At > successor.At && e.Node == holder.Node {
+			until = e.At
+			break
+		}
+	}
+	var out []Violation
+	for _, e := range entries {
+		if e.Kind != KindAnswer || e.Node != holder.Node || e.Until <= deadline.Add(limits.Noise) {
+			continue
+		}
+		// A stretch that began after the deadline belongs to a role of
+		// its own if it ends after the node held the role again.
+		if e.At >= deadline && e.Until >= until.Add(-limits.Noise) {
+			continue
+		}
+		if e.At >= until.Add(-leaseSeenLag) {
+			continue
+		}
+		out = append(out, Violation{"I3", e.Until, fmt.Sprintf("%s answered for %s until %v after its deadline (epoch %d, successor %s)",
+			e.Node, e.Addr, e.Until.Sub(deadline), holder.Epoch, successor.Node)})
+	}
+	return out
+}
+
+// checkFences is I5: whatever a BMC switched off was the incarnation that a
+// fence record named; an off of a machine that was off already harms nobody.
+func checkFences(entries []Entry) []Violation {
+	var out []Violation
+	incarnation := map[cluster.NodeID]cluster.Incarnation{}
+	fence := map[cluster.NodeID]Entry{}
+	for i, e := range entries {
+		switch {
+		case e.Kind == KindIncarnation:
+			incarnation[e.Node] = e.Incarnation
+		case e.Kind == KindFence:
+			fence[e.Node] = e
+		case e.Kind == KindPower && e.By == "bmc" && !e.On:
+			if e.Text == wasOn(false) {
+				continue
+			}
+			f, ok := fence[e.Node]
+			switch {
+			case namedSoon(entries[i:], e, incarnation[e.Node]):
+			case !ok:
+				out = append(out, Violation{"I5", e.At, fmt.Sprintf("%s was powered off though no fence record named it", e.Node)})
+			case f.Incarnation != incarnation[e.Node]:
+				out = append(out, Violation{"I5", e.At, fmt.Sprintf("%s was powered off as incarnation %s, but was %s by then",
+					e.Node, f.Incarnation, incarnation[e.Node])})
+			}
+		}
+	}
+	return out
+}
+
+// recordSight is how much later than it was written a record may be seen.
+const recordSight = time.Second
+
+// namedSoon reports whether a fence record that names the incarnation is seen
+// soon after the power-off: a BMC may be faster than the watch that shows the
+// record it acts on.
+func namedSoon(later []Entry, off Entry, incarnation cluster.Incarnation) bool {
+	for _, e := range later {
+		if e.At > off.At.Add(recordSight) {
+			return false
+		}
+		if e.Kind == KindFence && e.Node == off.Node && e.Incarnation == incarnation {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,108 @@
+package sandbox
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"pvc.internal/cluster"
+)
+
+func ms(n int) cluster.Instant { return cluster.Instant(time.Duration(n) * time.Millisecond) }
+
+// sound is a history in which nothing is wrong: a switch from hv1 to hv2, then
+// hv2 dies, hv1 takes over, and hv2 is fenced.
+func sound() []Entry {
+	return []Entry{
+		{At: ms(10), Kind: KindIncarnation, Node: "hv1", Incarnation: "b1.a"},
+		{At: ms(10), Kind: KindIncarnation, Node: "hv2", Incarnation: "b2.a"},
+		{At: ms(100), Kind: KindLease, Node: "hv1", Incarnation: "b1.a", Epoch: 1, N: 1, TTLMillis: 2800},
+		{At: ms(110), Until: ms(1000), Kind: KindAnswer, Node: "hv1", Addr: "v4"},
+		{At: ms(110), Kind: KindHook, Node: "hv1", Name: "beacon", On: true},
+		{At: ms(600), Kind: KindLease, Node: "hv1", Incarnation: "b1.a", Epoch: 1, N: 2, TTLMillis: 2800},
+		{At: ms(990), Kind: KindHook, Node: "hv1", Name: "beacon"},
+		{At: ms(1005), Kind: KindLease, Node: "hv2", Incarnation: "b2.a", Epoch: 2, N: 3, TTLMillis: 2800},
+		{At: ms(1010), Until: ms(2000), Kind: KindAnswer, Node: "hv2", Addr: "v4"},
+		{At: ms(1015), Kind: KindHook, Node: "hv2", Name: "beacon", On: true},
+		{At: ms(2000), Kind: KindPower, Node: "hv2"},
+		{At: ms(2000), Kind: KindHook, Node: "hv2", Name: "beacon"},
+		{At: ms(4000), Kind: KindLease, Node: "hv1", Incarnation: "b1.a", Epoch: 3, N: 4, TTLMillis: 2800},
+		{At: ms(4010), Until: ms(9000), Kind: KindAnswer, Node: "hv1", Addr: "v4"},
+		{At: ms(4015), Kind: KindHook, Node: "hv1", Name: "beacon", On: true},
+		{At: ms(7000), Kind: KindFence, Node: "hv2", Incarnation: "b2.a", Stage: cluster.FencePowerOff},
+		{At: ms(7100), Kind: KindPower, Node: "hv2", By: "bmc", Text: wasOn(false)},
+		{At: ms(9000), Kind: KindIncarnation, Node: "hv2", Incarnation: "b3.a"},
+	}
+}
+
+func TestCheckerAcceptsASoundHistory(t *testing.T) {
+	if got := Check(sound(), Limits{Noise: 5 * time.Millisecond, Grace: 300 * time.Millisecond}); len(got) != 0 {
+		t.Errorf("objects to a sound history: %+v", got)
+	}
+}
+
+func TestCheckerKnowsThatARecordIsSeenLaterThanItIsWritten(t *testing.T) {
+	h := sound()
+	for i := range h {
+		if h[i].Kind == KindFence {
+			h[i].At = ms(7150) // the machine was switched off at 7100
+		}
+		if h[i].Kind == KindPower && h[i].By == "bmc" {
+			h[i].Text = wasOn(true)
+		}
+	}
+	if got := Check(h, Limits{Noise: 5 * time.Millisecond, Grace: 300 * time.Millisecond}); len(got) != 0 {
+		t.Errorf("objects to a record that was seen late: %+v", got)
+	}
+}
+
+func TestCheckerObjectsToEachPlantedViolation(t *testing.T) {
+	cases := map[string]struct {
+		invariant, says string
+		plant           func([]Entry) []Entry
+	}{
+		"two answer": {"I1", "hv2", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(500), Until: ms(502), Kind: KindTwice, Addr: "v4", Nodes: []cluster.NodeID{"hv1", "hv2"}})
+		}},
+		"a service runs twice": {"I1", "beacon ran twice", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(700), Kind: KindHook, Node: "hv2", Name: "beacon", On: true},
+				Entry{At: ms(750), Kind: KindHook, Node: "hv2", Name: "beacon"})
+		}},
+		"a service runs twice to the end": {"I1", "to the end", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(8000), Kind: KindHook, Node: "hv2", Name: "beacon", On: true})
+		}},
+		"an epoch falls": {"I2", "fell", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(5000), Kind: KindLease, Node: "hv1", Incarnation: "b1.a", Epoch: 2, N: 5, TTLMillis: 2800})
+		}},
+		"an epoch is used twice": {"I2", "epoch 3", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(8500), Kind: KindLease, Node: "hv2", Incarnation: "b2.a", Epoch: 3, N: 5, TTLMillis: 2800})
+		}},
+		"a new incarnation keeps the epoch": {"I2", "b1.b", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(8500), Kind: KindLease, Node: "hv1", Incarnation: "b1.b", Epoch: 3, N: 5, TTLMillis: 2800})
+		}},
+		"a holder answers past its deadline": {"I3", "after its deadline", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(1000), Until: ms(3150), Kind: KindAnswer, Node: "hv1", Addr: "v4"})
+		}},
+		"a holder answers past its deadline before anybody succeeds": {"I3", "250ms after its deadline", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(9000), Until: ms(9550), Kind: KindAnswer, Node: "hv1", Addr: "v4"},
+				Entry{At: ms(6750), Kind: KindExpired, Node: "hv1", Epoch: 3, N: 4}) // renewed at 4000
+		}},
+		"a fence hits a later incarnation": {"I5", "b3.a", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(9500), Kind: KindPower, Node: "hv2", By: "bmc", Text: wasOn(true)})
+		}},
+		"power off without a record": {"I5", "no fence record", func(h []Entry) []Entry {
+			return append(h, Entry{At: ms(500), Kind: KindPower, Node: "hv1", By: "bmc", Text: wasOn(true)})
+		}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got := Check(c.plant(sound()), Limits{Noise: 5 * time.Millisecond, Grace: 300 * time.Millisecond})
+			for _, v := range got {
+				if v.Invariant == c.invariant && strings.Contains(v.Text, c.says) {
+					return
+				}
+			}
+			t.Errorf("found %+v, want a violation of %s that says %q", got, c.invariant, c.says)
+		})
+	}
+}

@@ -1,0 +1,159 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"pvc.internal/cluster"
+)
+
+// noiseWindow is how long the resting cluster is watched for the noise floor.
+const noiseWindow = 3 * time.Second
+
+// demoTimeout bounds a whole demo, so that one that hangs ends with a reason.
+const demoTimeout = 6 * time.Minute
+
+// Step is one fault of a script. Phase, between 0 and 1, is when it strikes,
+// as a part of the renewal period after a renewal was seen; 0 is whenever.
+type Step struct {
+	Fault Fault
+	Phase float64
+}
+
+// Script says what comes next; ok is false at its end.
+type Script func() (step Step, ok bool)
+
+// InOrder is the demo's script: each fault once.
+func InOrder(faults []Fault) Script {
+	return func() (Step, bool) {
+		if len(faults) == 0 {
+			return Step{}, false
+		}
+		f := faults[0]
+		faults = faults[1:]
+		return Step{Fault: f}, true
+	}
+}
+
+// Chaos is the soak's script: faults drawn by the seed until the time is over.
+func Chaos(faults []Fault, seed uint64, lasting time.Duration) Script {
+	draw := rand.New(rand.NewPCG(seed, 0))
+	end := time.Now().Add(lasting)
+	return func() (Step, bool) {
+		return Step{Fault: faults[draw.IntN(len(faults))], Phase: draw.Float64()}, time.Now().Before(end)
+	}
+}
+
+// Demo builds a cluster, runs the script on it and takes it down. Each fault's
+// line goes to out as soon as it is known.
+func Demo(ctx context.Context, o Options, script Script, out io.Writer) (Report, error) {
+	o = o.Defaults()
+	fmt.Fprintf(out, "starting %d coordinators and %d hypervisors, each with namespaces of its own\n", o.Coordinators, o.Hypervisors)
+	s, err := Up(ctx, o)
+	if err != nil {
+		return Report{}, err
+	}
+	defer s.Down()
+	return s.Run(ctx, script, out)
+}
+
+// Run runs a script on a cluster that is up. The report is as complete as it
+// could be made, also beside an error, which means that the script ended early.
+func (s *Sandbox) Run(ctx context.Context, script Script, out io.Writer) (Report, error) {
+	began, from := time.Now(), now()
+	rep := Report{Name: s.options.Name, Coordinators: s.options.Coordinators, Hypervisors: s.options.Hypervisors,
+		Profile: s.options.Profile, Hooks: !s.options.NoHooks, PeriodMS: millis(probePeriod), Results: []Result{}, Violations: []Violation{}}
+	err := s.runScript(ctx, script, out, &rep)
+	rep.Violations = append(rep.Violations, s.check(context.WithoutCancel(ctx), from, rep.limits(s.timing().Grace))...)
+	if sums := Summarise(rep.Results); len(sums) < len(rep.Results) {
+		rep.Summary = sums
+	}
+	rep.Seconds = time.Since(began).Seconds()
+	if err != nil {
+		rep.Error = err.Error()
+	}
+	return rep, err
+}
+
+func (s *Sandbox) runScript(ctx context.Context, script Script, out io.Writer, rep *Report) error {
+	if err := s.WaitConverged(ctx); err != nil {
+		return err
+	}
+	noise, err := s.Noise(ctx, noiseWindow)
+	if err != nil {
+		return err
+	}
+	events, err := s.EventNoise(ctx)
+	if err != nil {
+		return err
+	}
+	rep.NoiseMS, rep.EventNoiseMS = millis(noise), millis(events)
+	s.announce(out, rep)
+	for step, ok := script(); ok; step, ok = script() {
+		from := now()
+		res, err := s.Measure(ctx, step)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		res.Violations = s.check(ctx, from, rep.limits(s.timing().Grace))
+		if err != nil && res.Error == "" {
+			res.Error = err.Error()
+		}
+		rep.Results = append(rep.Results, res)
+		fmt.Fprintln(out, res.Line(rep.EventNoiseMS))
+		for _, v := range res.Violations {
+			fmt.Fprintf(out, "    ! BROKEN %s: %s\n", v.Invariant, v.Text)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// announce says what is up and what the lines to come mean.
+func (s *Sandbox) announce(out io.Writer, rep *Report) {
+	var names []string
+	for _, a := range FloatingAddresses() {
+		names = append(names, a.Name)
+	}
+	fmt.Fprintf(out, "up: %s is primary. Each floating address is asked every %v: %s.\n", s.holder(), probePeriod, strings.Join(names, "/"))
+	fmt.Fprintf(out, "noise floor: silence %.1f ms (measured again before each fault), held twice %.1f ms\n", rep.NoiseMS, rep.EventNoiseMS)
+}
+
+// limits are what the checker allows for what was measured.
+func (r *Report) limits(grace time.Duration) Limits {
+	noise := time.Duration(r.NoiseMS * float64(time.Millisecond))
+	return Limits{Noise: max(5*time.Millisecond, noise), Events: time.Duration(r.EventNoiseMS * float64(time.Millisecond)), Grace: grace}
+}
+
+// check examines the whole history so far and returns what was broken at or
+// after the instant: a fence, say, is judged by what was registered long before.
+func (s *Sandbox) check(ctx context.Context, from cluster.Instant, limits Limits) []Violation {
+	s.prober.settle(ctx)
+	var out []Violation
+	for _, v := range Check(s.history.Entries(), limits) {
+		if v.At >= from {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// timing is what the cluster runs with, as far as the sandbox uses it.
+func (s *Sandbox) timing() cluster.Timing {
+	t, err := cluster.Profile(s.options.Profile)
+	if err != nil {
+		t = cluster.ProfileLAN() // not reached: the options were validated
+	}
+	for key, field := range map[string]*time.Duration{"grace": &t.Grace, "renew_interval": &t.RenewInterval, "role_ttl": &t.RoleTTL, "write_gap": &t.WriteGap} {
+		if d, err := time.ParseDuration(s.options.Timing[key]); err == nil {
+			*field = d
+		}
+	}
+	return t
+}

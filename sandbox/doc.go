@@ -1,0 +1,16 @@
+// Package sandbox builds whole clusters on one machine out of real parts: a
+// network, PID, mount and UTS namespace per node, in it the node's own
+// ZooKeeper server and the shipped daemons; a BMC per node outside it; two
+// bridges and a client that asks every floating address, again and again, who
+// answers.
+//
+// It injects faults as values, records what happened as a history on one clock
+// (CLOCK_BOOTTIME, which all namespaces share) and checks that history against
+// the protocol's invariants I1, I2, I3 and I5 afterwards.
+//
+// Nothing of it outlives its supervisor process: every node's PID 1 dies with
+// it, a PID namespace dies with its PID 1, and network namespaces that no
+// process and no descriptor refers to are destroyed by the kernel. What a
+// killed supervisor leaves on disk (its folder and control groups) is swept by
+// the next run.
+package sandbox

@@ -1,0 +1,288 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"pvc.internal/cluster"
+)
+
+// Result is what one fault did to the cluster.
+type Result struct {
+	Fault     string          `json:"fault"`
+	Text      string          `json:"text"`
+	Phase     float64         `json:"phase,omitempty"`   // of the renewal period at which it struck
+	Skipped   string          `json:"skipped,omitempty"` // why it was not run
+	Node      cluster.NodeID  `json:"node,omitempty"`    // whom it hit
+	Before    cluster.NodeID  `json:"primary_before,omitempty"`
+	After     cluster.NodeID  `json:"primary_after,omitempty"`
+	Addresses []AddressResult `json:"addresses,omitempty"`
+	// Milliseconds from the fault; −1: it did not happen. Suspect and dead are
+	// the first coordinator's published judgement of the node that was hit.
+	SuspectMS float64 `json:"suspect_ms"`
+	DeadMS    float64 `json:"dead_ms"`
+	ClaimedMS float64 `json:"fence_claimed_ms"`
+	OffMS     float64 `json:"verified_off_ms"`
+	// ResolutionMS is the longest silence of any address in the seconds at rest
+	// before the fault: a shorter one is no news.
+	ResolutionMS float64 `json:"resolution_ms"`
+	// StallMS is the longest time for which the prober itself did not run: the
+	// machine was busy elsewhere. What was shorter nobody may have seen.
+	StallMS float64 `json:"prober_stall_ms"`
+	// LateAnswers came so late that they were not counted for anything.
+	LateAnswers uint64      `json:"late_answers,omitempty"`
+	Error       string      `json:"error,omitempty"` // what did not come about
+	Violations  []Violation `json:"violations,omitempty"`
+}
+
+// AddressResult is what the client saw of one floating address.
+type AddressResult struct {
+	Name      string  `json:"name"`
+	SilenceMS float64 `json:"silence_ms"`
+	// UnaskedMS is how much of the silence the prober itself did not run: the
+	// client's lies between the two.
+	UnaskedMS   float64 `json:"silence_unasked_ms"`
+	StillSilent bool    `json:"still_silent,omitempty"`
+	TwiceRounds int     `json:"answers_twice_rounds"` // rounds that two nodes answered: facts
+	TwiceMS     float64 `json:"answers_twice_ms"`     // the longest run of them, ± one period; 0: none
+	HeldTwiceMS float64 `json:"held_twice_ms"`        // two kernels held it
+	TornRounds  int     `json:"torn_rounds,omitempty"`
+}
+
+// Measure runs one fault on a cluster at rest, heals it, waits for rest and
+// reports. An error means that it could not be run at all; what went wrong in
+// the cluster is in the Result.
+func (s *Sandbox) Measure(ctx context.Context, step Step) (Result, error) {
+	f := step.Fault
+	res := Result{Fault: f.Name, Text: f.Text, Phase: step.Phase, SuspectMS: -1, DeadMS: -1, ClaimedMS: -1, OffMS: -1}
+	if len(s.coordinators()) < f.Needs {
+		res.Skipped = fmt.Sprintf("needs %d coordinators", f.Needs)
+		return res, nil
+	}
+	if err := s.WaitConverged(ctx); err != nil {
+		return res, fmt.Errorf("before %s: %w", f.Name, err)
+	}
+	if err := s.resetBudget(ctx); err != nil {
+		return res, fmt.Errorf("before %s: %w", f.Name, err)
+	}
+	node, err := f.prepare(ctx, s)
+	if err != nil {
+		return res, fmt.Errorf("prepare %s: %w", f.Name, err)
+	}
+	// Whoever has just given the role up does not contend for one ttl.
+	if err := s.rest(ctx); err != nil {
+		return res, err
+	}
+	if err := s.awaitPhase(ctx, step.Phase); err != nil {
+		return res, fmt.Errorf("before %s: %w", f.Name, err)
+	}
+	s.strike(ctx, f, node, &res)
+	return res, ctx.Err()
+}
+
+// strike is the measured part of Measure.
+func (s *Sandbox) strike(ctx context.Context, f Fault, node *Node, res *Result) {
+	note := func(err error, what string) {
+		if err != nil && res.Error == "" {
+			res.Error = what + err.Error()
+		}
+	}
+	res.Node, res.Before = node.Plan.Name, s.holder()
+	endViews, late := s.recordViews(ctx), s.prober.log.late.Load()
+	began := now()
+	res.ResolutionMS = millis(s.noise(began.Add(-restWindow), began))
+	began = now()
+	s.started.Store(int64(began))
+	s.history.Add(Entry{At: began, Kind: KindFault, Name: f.Name, Node: node.Plan.Name, Text: "inject"})
+	err := f.inject(ctx, s, node)
+	note(err, "inject: ")
+	if err == nil {
+		note(f.outcome(ctx, s, node), "")
+	}
+	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: "heal"})
+	note(f.heal(ctx, s, node), "heal: ")
+	note(s.WaitConverged(ctx), "")
+	endViews()
+	res.After = s.holder()
+	note(s.stayed(f, res, began), "")
+	note(s.harmed(node.Plan.Name, began), "")
+	ended := now()
+	// The last rounds' answers, and a few later ones, must be in.
+	if pause(ctx, (settleRounds+50)*probePeriod) != nil {
+		return
+	}
+	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: "end"})
+	s.fill(res, began, ended)
+	res.LateAnswers = s.prober.log.late.Load() - late
+}
+
+// restWindow is the time before a fault in which the resolution is measured.
+const restWindow = 2 * time.Second
+
+// recordViews has the coordinators' judgements recorded until it is told to end.
+func (s *Sandbox) recordViews(ctx context.Context) (end func()) {
+	var observers []cluster.NodeID
+	for _, n := range s.coordinators() {
+		observers = append(observers, n.Plan.Name)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.store.followViews(ctx, observers) })
+	wg.Go(func() { s.store.followExpiry(ctx, s.timing().Grace) })
+	return func() { cancel(); wg.Wait() }
+}
+
+// stayed is an error if a fault that must move nothing (I9) moved the role, its
+// addresses or its service.
+func (s *Sandbox) stayed(f Fault, res *Result, began cluster.Instant) error {
+	if f.stays == nil || !f.stays(s.timing()) {
+		return nil
+	}
+	for _, e := range s.history.Since(began) {
+		since := millis(e.At.Sub(began))
+		switch {
+		case e.At < began:
+		case e.Kind == KindLease && e.Node != res.Before:
+			return fmt.Errorf("the role left %s for %q after %.0f ms, though nothing was to move", res.Before, e.Node, since)
+		case e.Kind == KindHeld && e.Node == res.Before && !e.On:
+			return fmt.Errorf("%s lost %s after %.0f ms, though nothing was to move", e.Node, e.Addr, since)
+		case e.Kind == KindHook && e.Node == res.Before && !e.On:
+			return fmt.Errorf("service %s of %s ended after %.0f ms, though nothing was to move", e.Name, e.Node, since)
+		}
+	}
+	return nil
+}
+
+// harmed is an error if a node that was not hit was fenced.
+func (s *Sandbox) harmed(hit cluster.NodeID, began cluster.Instant) error {
+	for _, e := range s.history.Since(began) {
+		if e.Kind == KindFence && e.At >= began && e.Node != hit && e.Stage != cluster.FenceDone {
+			return fmt.Errorf("a fence of %s was begun %.0f ms after a fault that hit %s", e.Node, millis(e.At.Sub(began)), hit)
+		}
+	}
+	return nil
+}
+
+// awaitPhase waits for the next renewal and that part of the period after it.
+func (s *Sandbox) awaitPhase(ctx context.Context, phase float64) error {
+	if phase == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	before := s.store.latest().Lease.Mzxid
+	err := s.store.wait(ctx, func(snap *cluster.Snapshot) error {
+		if snap.Lease.Mzxid == before {
+			return errors.New("the lease is not renewed")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return pause(ctx, time.Duration(phase*float64(s.timing().RenewInterval)))
+}
+
+// rest waits until the last fault no longer shows: those who gave the role up
+// may take it again (one ttl), and every node's session is old enough for it
+// to judge others by (session timeout and a keepalive).
+func (s *Sandbox) rest(ctx context.Context) error {
+	t := s.timing()
+	var until cluster.Instant
+	if tr := s.store.latest().Transition; tr.Present {
+		until = tr.SeenAt.Add(t.RoleTTL + t.RenewInterval)
+	}
+	for _, e := range s.history.Entries() {
+		if e.Kind == KindIncarnation {
+			until = max(until, e.At.Add(t.SessionTimeout+2*t.KeepaliveInterval))
+		}
+	}
+	if left := until.Sub(now()); left > 0 {
+		return pause(ctx, left)
+	}
+	return ctx.Err()
+}
+
+// fill computes the result's figures from what was recorded in [began, ended].
+func (s *Sandbox) fill(res *Result, began, ended cluster.Instant) {
+	entries := s.history.Entries()
+	for i, a := range FloatingAddresses() {
+		rep := s.prober.log.window(i, began, ended)
+		ar := AddressResult{Name: a.Name, SilenceMS: millis(rep.Silence.Length()), UnaskedMS: millis(rep.Unasked), StillSilent: rep.Open,
+			TwiceRounds: rep.Rounds, HeldTwiceMS: millis(heldTwice(entries, a.Name, began, ended).Length()), TornRounds: rep.Torn}
+		res.StallMS = millis(rep.Stall)
+		if rep.Rounds > 0 {
+			ar.TwiceMS = millis(rep.Twice.Length() + probePeriod)
+		}
+		res.Addresses = append(res.Addresses, ar)
+	}
+	res.fillTimes(entries, began)
+}
+
+// fillTimes finds when the node that was hit was first suspected, held dead,
+// claimed for a fence, and verified to be off.
+func (r *Result) fillTimes(entries []Entry, began cluster.Instant) {
+	for _, e := range entries {
+		if e.At < began || e.Node != r.Node {
+			continue
+		}
+		first := func(ms *float64) {
+			if *ms < 0 {
+				*ms = millis(e.At.Sub(began))
+			}
+		}
+		switch {
+		case e.Kind == KindView && e.By != string(r.Node):
+			switch e.Text {
+			case cluster.LiveDead.String():
+				first(&r.DeadMS)
+				first(&r.SuspectMS)
+			case cluster.LiveSuspect.String(), cluster.LiveIsolated.String():
+				first(&r.SuspectMS)
+			}
+		case e.Kind == KindFence:
+			first(&r.ClaimedMS)
+			if verifiedOff(e) {
+				first(&r.OffMS)
+			}
+		}
+	}
+}
+
+// Noise measures the resolution on a cluster at rest: the longest silence over
+// the given time, of any address. A time in which the prober itself did not
+// run is none; it is told beside each result.
+func (s *Sandbox) Noise(ctx context.Context, over time.Duration) (time.Duration, error) {
+	began := now()
+	if err := pause(ctx, over); err != nil {
+		return 0, err
+	}
+	return s.noise(began, now().Add(-settleRounds*probePeriod)), nil
+}
+
+// noise is the longest proven silence of any address in [from, to], at least
+// two periods.
+func (s *Sandbox) noise(from, to cluster.Instant) time.Duration {
+	if _, end := s.prober.log.final(); end > 0 {
+		to = min(to, s.prober.log.copy(end-1).at)
+	}
+	worst := 2 * probePeriod
+	for i := range FloatingAddresses() {
+		worst = max(worst, s.prober.log.window(i, from, to).Proven())
+	}
+	return worst
+}
+
+func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,196 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"go.uber.org/zap"
+
+	"pvc.internal/cluster"
+)
+
+// bareSandbox is a sandbox with its ensemble and responders, without daemons.
+func bareSandbox(t *testing.T, coordinators int) *Sandbox {
+	t.Helper()
+	rootOnly(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "pvcsb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Remove(dir)
+	s, err := Up(t.Context(), Options{
+		Name: fmt.Sprintf("t%d", os.Getpid()), Coordinators: coordinators, Dir: dir,
+		Helper: []string{exe}, NoDaemons: true, APIListen: "none", Log: zap.NewNop(), KeepFiles: os.Getenv("PVC_SANDBOX_KEEP") != "",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Down)
+	return s
+}
+
+// give puts a floating address on a node, or takes it away, as its guard would.
+func give(t *testing.T, n *Node, a cluster.FloatingAddress, on bool) {
+	t.Helper()
+	ns, err := n.namespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.close()
+	h, err := netlink.NewHandleAt(netns.NsHandle(ns.fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	link, err := h.LinkByName(a.Interface)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if on {
+		err = addAddress(h, link, a.Prefix)
+	} else {
+		addr, _ := netlink.ParseAddr(a.Prefix.String())
+		err = h.AddrDel(link, addr)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// until waits at most five seconds for a condition.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never came about: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func answering(s *Sandbox, addr int, n *Node) func() bool {
+	return func() bool {
+		return s.prober.log.answersNow(addr, n.Plan.Index)
+	}
+}
+
+func TestEnsembleLosesANodeAndGetsItBack(t *testing.T) {
+	s := bareSandbox(t, 3)
+	ctx := t.Context()
+	leader, err := s.ZooKeeperLeader(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := leader.running.pid
+	if err := leader.Off(); err != nil {
+		t.Fatal(err)
+	}
+	if identify(pid).PID != 0 {
+		t.Errorf("PID 1 of %s, process %d, outlived its power cut", leader.Plan.Name, pid)
+	}
+	if on, _ := leader.Status(); on {
+		t.Error("a node without power reads on")
+	}
+	until(t, "another ZooKeeper leader", func() bool {
+		l, err := s.ZooKeeperLeader(ctx)
+		return err == nil && l != leader
+	})
+	if err := leader.On(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.waitEnsemble(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestProberSeesWhoAnswersAndForHowLongNobodyDid(t *testing.T) {
+	s := bareSandbox(t, 1)
+	n := s.nodes[0]
+	for i, a := range FloatingAddresses() {
+		give(t, n, a, true)
+		until(t, "an answer for "+a.Name, answering(s, i, n))
+		from := now()
+		give(t, n, a, false)
+		time.Sleep(100 * time.Millisecond)
+		give(t, n, a, true)
+		until(t, "an answer again", answering(s, i, n))
+		to := now()
+		s.prober.settle(t.Context())
+		rep := s.prober.log.window(i, from.Add(-50*time.Millisecond), to)
+		if got := rep.Silence.Length(); got < 90*time.Millisecond || rep.Open {
+			t.Errorf("%s: silence %v (open %v), want about 100 ms", a.Name, got, rep.Open)
+		}
+		if rep.Rounds != 0 {
+			t.Errorf("%s: %d rounds answered twice by a single node", a.Name, rep.Rounds)
+		}
+	}
+}
+
+func TestOverlapIsSeenThoughTheNeighbourCacheHidesIt(t *testing.T) {
+	s := bareSandbox(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	for i, addr := range FloatingAddresses() {
+		give(t, a, addr, true)
+		until(t, "an answer", answering(s, i, a))
+		from := now()
+		give(t, b, addr, true) // unannounced: the client goes on asking the first
+		time.Sleep(60 * time.Millisecond)
+		give(t, b, addr, false)
+		to := now()
+		s.prober.settle(t.Context())
+		rep := s.prober.log.window(i, from, to)
+		if got := rep.Twice.Length(); got < 30*time.Millisecond || got > 500*time.Millisecond {
+			t.Errorf("%s: answered twice for %v, want about 60 ms", addr.Name, got)
+		}
+		held := heldTwice(s.history.Entries(), addr.Name, from, now())
+		if held.Length() < 50*time.Millisecond {
+			t.Errorf("%s: held twice for %v, want about 60 ms", addr.Name, held.Length())
+		}
+	}
+}
+
+func TestNothingIsLeftBehind(t *testing.T) {
+	s := bareSandbox(t, 1)
+	dir, cgroup, pid := s.Dir(), s.cgroup, s.nodes[0].running.pid
+	s.Down()
+	for _, path := range []string{dir, cgroup} {
+		if _, err := os.Stat(path); path != "" && err == nil {
+			t.Errorf("%s is left behind", path)
+		}
+	}
+	if identify(pid).PID != 0 {
+		t.Errorf("process %d is left behind", pid)
+	}
+}
+
+func TestBMCSwitchesTheNode(t *testing.T) {
+	s := bareSandbox(t, 1)
+	n := s.nodes[0]
+	p := bmcPower{n}
+	if err := p.Off(); err != nil {
+		t.Fatal(err)
+	}
+	if on, _ := p.Status(); on {
+		t.Error("on after off")
+	}
+	if err := p.On(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), ensembleTimeout)
+	defer cancel()
+	if err := s.waitEnsemble(ctx); err != nil {
+		t.Fatal(err)
+	}
+	_ = netip.Addr{}
+}
