@@ -1,7 +1,9 @@
 # make deps build    what a fresh Debian machine needs, then bin/
-# make test          vet, format, every test (as root none is skipped), the demo
+# make test          vet, format, every test (as root none is skipped), the demo,
+#                    a minute of chaos
 # make demo          a real cluster in network namespaces, one round of each fault
-# make soak          the same again and again for SOAK seconds
+# make soak          chaos, rounds of what nobody may be fenced for, a real watchdog,
+#                    and the demo again and again for SOAK seconds
 # make bench         every figure that is promised, measured beside its target
 # make check         race detector and linter
 # make units-test    the systemd units in a real systemd
@@ -60,16 +62,21 @@ endif
 test: deps build vet fmt-check
 	PVC_UNITS_TEST=1 $(GO) test $(TESTFLAGS) ./...
 	bin/pvc sandbox demo
+	bin/pvc sandbox chaos --minutes 1 --seed 1
 
 demo: deps build
 	bin/pvc sandbox demo
 
 # Seconds; a round that has begun is finished.
 SOAK ?= 1800
-soak: deps build
+soak:
+	@$(MAKE) --no-print-directory deps build PACKAGES="$(PACKAGES) qemu-system-x86"
 	PVC_MODEL_ROUNDS=40000 $(GO) test -count=1 -timeout=20m -run Random ./agent/role
 	PVC_BUBBLE_SEEDS=1500 $(GO) test -count=1 -timeout=20m -run Random ./agent
-	bin/pvc sandbox chaos --for 10m
+	PVC_SOAK=1 $(GO) test -count=1 -timeout=8m -run TestWatchdogOfAn ./fencing
+	PVC_SOAK=1 $(GO) test -count=1 -timeout=40m -run TestDeadNodes ./acceptance
+	bin/pvc sandbox chaos --minutes 20
+	bin/pvc sandbox demo --rounds 30 --faults store-outage-20,sigstop-short,starve
 	@end=$$(($$(date +%s) + $(SOAK))); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \
 	  round=$$((round + 1)); echo "== round $$round"; \
@@ -89,7 +96,7 @@ bin/golangci-lint: tools/go.mod
 
 check: deps build bin/golangci-lint
 	@command -v gcc >/dev/null || { echo "make check: the race detector needs gcc: apt-get install gcc libc6-dev" >&2; exit 1; }
-	bin/golangci-lint run ./...
+	GOLANGCI_LINT_CACHE=$(CURDIR)/bin/.lint-cache bin/golangci-lint run --max-same-issues 0 --max-issues-per-linter 0 ./...
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout=20m -p 2 ./...
 
 units-test: deps build

@@ -53,7 +53,7 @@ func TestUnits(t *testing.T) {
 		agent, guard := m.pid(t, "pvcnoded"), m.pid(t, "pvc-guard")
 		m.sh(t, "kill -9 "+guard)
 		m.until(t, 10*time.Second, "another guard runs", fmt.Sprintf(
-			`systemctl is-active --quiet pvc-guard && [ "$(systemctl show -P MainPID pvc-guard)" != %s ]`, guard))
+			`systemctl is-active --quiet pvc-guard && p=$(systemctl show -P MainPID pvc-guard) && [ "$p" != 0 ] && [ "$p" != %s ]`, guard))
 		m.until(t, 20*time.Second, "the address is there", addressIsThere)
 		if now := m.pid(t, "pvcnoded"); now != agent {
 			t.Errorf("the agent was restarted with the guard: process %s, before %s", now, agent)

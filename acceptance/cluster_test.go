@@ -40,6 +40,16 @@ type testCluster struct {
 // at it from inside its last node. It ends with the test.
 func newCluster(t *testing.T, coordinators, hypervisors int) *testCluster {
 	t.Helper()
+	c := newUnwatchedCluster(t, coordinators, hypervisors)
+	defer c.tellOnFailure(t)()
+	c.foreign = startForeign(t, c)
+	return c
+}
+
+// newUnwatchedCluster starts a cluster that the foreign client does not look at,
+// since every one of its nodes may lose its power.
+func newUnwatchedCluster(t *testing.T, coordinators, hypervisors int) *testCluster {
+	t.Helper()
 	needs(t)
 	name := fmt.Sprintf("a%d-%d", coordinators, os.Getpid())
 	dir := filepath.Join(work, "c-"+fmt.Sprint(coordinators))
@@ -55,7 +65,6 @@ func newCluster(t *testing.T, coordinators, hypervisors int) *testCluster {
 		t.Fatal(err)
 	}
 	c.rests(t)
-	c.foreign = startForeign(t, c)
 	return c
 }
 

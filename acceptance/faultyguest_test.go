@@ -150,8 +150,15 @@ func (c *testCluster) credentials(t *testing.T) {
 	if code, body := c.call(t, http.MethodGet, "/node", nil, &nodes); code != 200 {
 		t.Errorf("GET /node beside a node that others may not read: %d %s", code, body)
 	}
-	out, _, _ := c.cli(t, "explain", "overcautious")
-	wants(t, "pvc explain", out, "refused the credentials", "zookeeper.auth", "same on every node")
+	eventually(t, 10*time.Second, "pvc explain names the refused credentials and the cure", func() error {
+		out, _, _ := c.cli(t, "explain", "overcautious")
+		for _, words := range []string{"refused the credentials", "zookeeper.auth", "same on every node"} {
+			if !strings.Contains(out, words) {
+				return fmt.Errorf("no %q in %s", words, out)
+			}
+		}
+		return nil
+	})
 	c.keepalivesInTime(t, mark)
 	lone.stop(t)
 	for _, password := range []string{"mine", "right"} { // so that the tree can be tidied
@@ -198,6 +205,7 @@ func (c *testCluster) missingInterface(t *testing.T) {
 		}
 		return nil
 	})
+	mayContend(t)
 	_, stderr, code := c.cli(t, "node", "primary", g.name, "--wait")
 	if code != 3 {
 		t.Errorf("a switch to a node that could not serve: exit code %d, want 3", code)

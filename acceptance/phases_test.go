@@ -57,7 +57,13 @@ func (c *testCluster) restartAgent(t *testing.T, name string) {
 		t.Fatal(err)
 	}
 	c.rests(t)
-	// A node that has just started takes no role for L.
+	mayContend(t)
+}
+
+// mayContend waits until a node that has just registered may take the role: it
+// takes none for L.
+func mayContend(t *testing.T) {
+	t.Helper()
 	registered := time.Now()
 	eventually(t, 10*time.Second, "it may take the role", func() error {
 		if since := time.Since(registered); since < cluster.ProfileLAN().RoleTTL {
@@ -139,14 +145,14 @@ func (c *testCluster) requestsInEachPhase(t *testing.T) {
 		{cluster.PhaseAnnounce, one, two, cluster.NoNode},
 		{cluster.PhaseStop, slow, one, two},
 		{cluster.PhaseStop, slow, one, cluster.NoNode},
-		// The record stands at D until the services of E have started.
-		{cluster.PhaseAddresses, one, slow, two},
-		{cluster.PhaseAddresses, one, slow, cluster.NoNode},
+		// The record stands at E until its services have started; D is over in milliseconds.
+		{cluster.PhaseStart, one, slow, two},
+		{cluster.PhaseStart, one, slow, cluster.NoNode},
 	} {
 		t.Run(fmt.Sprintf("%s in phase %s", s.last, s.phase), func(t *testing.T) {
 			open()
 			c.bring(t, s.from)
-			if s.phase == cluster.PhaseAddresses {
+			if s.phase == cluster.PhaseStart {
 				shut()
 			}
 			c.requestsIn(t, s.phase, s.to, s.last)

@@ -256,9 +256,12 @@ func (c *testCluster) maintenance(t *testing.T) {
 	}
 	out, _, _ := c.cli(t, "cluster", "status")
 	wants(t, "pvc cluster status in maintenance", out, "Maintenance")
-	if v := c.view(t); v.Maintenance.Reason != "disks" {
-		t.Errorf("the reason of the maintenance is %q", v.Maintenance.Reason)
-	}
+	eventually(t, 5*time.Second, "the reason of the maintenance is shown", func() error { // its record is seen beside the switch, not with it
+		if v := c.view(t); v.Maintenance.Reason != "disks" {
+			return fmt.Errorf("it is %q", v.Maintenance.Reason)
+		}
+		return nil
+	})
 	if _, stderr, code := c.cli(t, "cluster", "maintenance", "off"); code != 0 {
 		t.Errorf("pvc cluster maintenance off: exit code %d: %s", code, stderr)
 	}

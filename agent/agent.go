@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -24,6 +25,7 @@ type Config struct {
 	Host        string // for the message that refuses a duplicate: host name and addresses
 	NodeUUID    string // of the state folder
 	API         string
+	Peer        string // host:port at which this node answers others; empty: it does not
 	MACs        []string
 	Fencing     string
 	Timing      cluster.Timing
@@ -31,9 +33,17 @@ type Config struct {
 	Services    []cluster.ServiceSpec
 	Yield       bool   // on_start_failure: yield
 	DeadProof   bool   // require_dead_proof
-	Version     string // program version, published as pvcversion
-	NewID       func(cluster.Epoch) string
-	WallMS      func() int64
+	FenceTests  string // fencing.test_schedule, a cron expression; empty: FenceTestSchedule
+	// Failsafe is role.failsafe: in an outage of the store this node goes on as
+	// primary by the word of all other coordinators. Only with Deps.Peers.
+	Failsafe bool
+	// LongestTTL is the largest role_ttl that this host's state folder has seen
+	// in use, this one among them (StateFolder.UseTTL): an earlier start may have
+	// promised for as long. Required with Deps.Peers.
+	LongestTTL time.Duration
+	Version    string // program version, published as pvcversion
+	NewID      func(cluster.Epoch) string
+	WallMS     func() int64
 }
 
 // Deps are the parts an agent works with.
@@ -48,7 +58,11 @@ type Deps struct {
 	Historian Historian // nil: nobody trims
 	Collector *Collection
 	Fencer    Fencer // nil: nothing is fenced
+	Peers     Peers  // nil: nodes do not talk directly, and there is no failsafe
 	Notify    Notifier
+	// Faults says what stands against this node's health beside what the agent
+	// sees itself, each in words with its cure; it must not block. nil: nothing.
+	Faults func() []string
 	// Turned is called each time the keepalive loop turns: the service
 	// manager's watchdog is fed from here.
 	Turned func(now cluster.Instant)
@@ -64,14 +78,23 @@ type Agent struct {
 	dec   *decider
 	keep  *Keepalive
 	watch *nodeWatch
+
+	addresses addressBook
+	watchdog  atomic.Pointer[cluster.WatchdogWord] // as the guard said last
 }
 
 // New assembles an agent; it starts nothing.
 func New(c Config, d Deps) (*Agent, error) {
+	var own *writes
+	if d.Peers != nil {
+		own = watchWrites(d.Store, d.Clock)
+		d.Store = own
+	}
 	a := &Agent{c: c, d: d}
 	a.dec = newDecider(role.Config{
 		Node: c.Node, Mode: c.Mode, Incarnation: c.Incarnation, Priority: c.Priority, Timing: c.Timing,
 		Addresses: c.Addresses, Services: c.Services, Yield: c.Yield, DeadProof: c.DeadProof, NewID: c.NewID,
+		Failsafe: c.Failsafe && d.Peers != nil,
 	}, d.Clock, d.Log, c.WallMS)
 	a.exec = newExecutor(c, d, a.dec.post)
 	a.dec.exec = a.exec
@@ -80,7 +103,15 @@ func New(c Config, d Deps) (*Agent, error) {
 		return nil, err
 	}
 	a.keep = keep
+	if a.dec.outage, err = newOutage(c, d, a.dec, keep, own); err != nil {
+		return nil, err
+	}
 	a.watch = newNodeWatch(c, d, a.dec, keep)
+	a.watch.mayFence = a.dec.mayFence
+	a.dec.outage.claim = a.watch.claiming
+	a.dec.outage.tell, a.dec.outage.spawn = a.exec.note, a.exec.wg.Go
+	a.dec.outage.move = func(d cluster.RoleDeadline) { offer(a.exec.nodeTo, d) }
+	a.exec.nodeDeadline = a.dec.outage.nodeDeadline
 	return a, nil
 }
 
@@ -95,6 +126,9 @@ const (
 // schedule holds the housekeeping that has no hurry.
 func (a *Agent) schedule() (*Schedule, error) {
 	s := NewSchedule(a.d.Log)
+	if err := a.watch.orders.schedule(s, a.c.FenceTests); err != nil {
+		return nil, err
+	}
 	if a.d.Historian == nil {
 		return s, nil
 	}
@@ -125,15 +159,16 @@ func (a *Agent) trimHistory(ctx context.Context) {
 // newKeepalive wires the loop to the store through the decide goroutine.
 func (a *Agent) newKeepalive() (*Keepalive, error) {
 	return NewKeepalive(KeepaliveConfig{
-		Node: a.c.Node, Interval: a.c.Timing.KeepaliveInterval, CollectLead: a.c.Timing.CollectorDeadline,
-		Clock: a.d.Clock, Log: a.d.Log, Collection: a.d.Collector, Publish: a.exec.publish,
+		Node: a.c.Node, Interval: a.c.Timing.KeepaliveInterval,
+		CollectLead: a.c.Timing.KeepaliveInterval / 2, // where a renewal lies: one wake-up for both
+		Clock:       a.d.Clock, Log: a.d.Log, Collection: a.d.Collector, Publish: a.exec.publish,
 		Repair: func(ctx context.Context, ops []cluster.Op) error {
 			if err := a.d.Tree.EnsureNode(ctx, a.c.Node, a.c.Mode); err != nil {
 				return err
 			}
 			return CreateMissing(a.d.Store.Commit)(ctx, ops)
 		},
-		Turned: a.d.Turned,
+		Turned: a.d.Turned, Acknowledged: func(sent cluster.Instant) { a.dec.outage.acknowledged(sent) },
 	})
 }
 
@@ -151,6 +186,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	reg := newRegistrar(a.c, a.d)
+	reg.word = a.watchdog.Load
 	if err := reg.first(ctx); err != nil {
 		return fmt.Errorf("register: %w", err)
 	}
@@ -162,14 +198,28 @@ func (a *Agent) Run(ctx context.Context) error {
 	keepDone := make(chan struct{})
 	start(a.dec.run)
 	start(a.exec.runExtender)
+	start(a.exec.runNodeDeadline)
 	start(a.exec.notes.run)
 	start(a.forwardGuardEvents)
 	start(func(ctx context.Context) {
-		reg.run(ctx, func() *cluster.Snapshot { return a.dec.status().Snapshot }, a.dec.post, a.keep.Resend)
+		reg.run(ctx, func() *cluster.Snapshot { return a.dec.status().Snapshot }, a.dec.post, a.keep)
 	})
 	start(a.warmPreflight)
 	start(a.watchGuard)
-	start(a.watch.run)
+	watchCtx, stopWatch := context.WithCancel(work)
+	watchDone := make(chan struct{})
+	wg.Go(func() {
+		defer close(watchDone)
+		a.watch.run(watchCtx)
+	})
+	endWatch := func(ctx context.Context) {
+		stopWatch()
+		select {
+		case <-watchDone:
+		case <-ctx.Done():
+		}
+	}
+	defer stopWatch()
 	start(func(ctx context.Context) {
 		if err := schedule.Run(ctx); err != nil {
 			a.d.Log.Warn("a scheduled job has not ended", zap.Error(err))
@@ -190,7 +240,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.d.Log.Info("registered", zap.String("node", string(a.c.Node)), zap.String("incarnation", string(a.c.Incarnation)))
 
 	<-ctx.Done()
-	a.shutdown(work, stopKeep, keepDone)
+	a.shutdown(work, endWatch, stopKeep, keepDone)
 	stopWork(errors.New("agent shuts down"))
 	wg.Wait()
 	a.exec.wait()
@@ -199,7 +249,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // shutdown is the ordered script; the keepalive runs through all of it and its
 // last write is `stop` (protocol §3).
-func (a *Agent) shutdown(ctx context.Context, stopKeep func(), keepDone <-chan struct{}) {
+func (a *Agent) shutdown(ctx context.Context, endWatch func(context.Context), stopKeep func(), keepDone <-chan struct{}) {
 	a.d.Log.Info("shutting down")
 	a.d.Notify.Stopping()
 	if err := a.keep.SetState(cluster.DaemonShutdown); err != nil {
@@ -207,7 +257,8 @@ func (a *Agent) shutdown(ctx context.Context, stopKeep func(), keepDone <-chan s
 	}
 	a.dec.post(role.Event{Stop: true})
 	limit := a.stopLimit()
-	if !a.dec.waitEnded(ctx, limit) {
+	inOrder := a.dec.waitEnded(ctx, limit)
+	if !inOrder {
 		a.d.Log.Error("the role was not given up in time; ending its effects", zap.Duration("limit", limit))
 		end, cancel := context.WithTimeout(ctx, 5*time.Second)
 		epoch, deadline, _ := a.dec.status().Role.Holds()
@@ -217,17 +268,32 @@ func (a *Agent) shutdown(ctx context.Context, stopKeep func(), keepDone <-chan s
 		cancel()
 	}
 	flush, cancelFlush := context.WithTimeout(ctx, 2*a.c.Timing.KeepaliveInterval)
-	a.exec.notes.flush(flush) // `stop` is the last write
+	endWatch(flush) // `stop` is the last write
+	a.exec.notes.flush(flush)
 	cancelFlush()
 	final, cancel := context.WithTimeout(ctx, 2*a.c.Timing.KeepaliveInterval)
 	defer cancel()
 	if r := a.keep.Final(final); r.Outcome != cluster.OutcomeOK {
 		a.d.Log.Warn("the final keepalive was not acknowledged", zap.Stringer("outcome", r.Outcome), zap.Error(r.Err))
+	} else if inOrder && a.dec.status().Role.Mode == role.Idle {
+		a.relinquish(final)
 	}
 	stopKeep()
 	<-keepDone
 	if err := a.d.Collector.Close(final); err != nil {
 		a.d.Log.Warn("a collector has not ended", zap.Error(err))
+	}
+}
+
+// relinquish tells the guard that nothing is here any more and that the others
+// know: only then may the machine's watchdog be stopped.
+func (a *Agent) relinquish(ctx context.Context) {
+	g, ok := a.d.Guard.(Relinquisher)
+	if !ok {
+		return
+	}
+	if err := g.Relinquish(ctx); err != nil {
+		a.d.Log.Warn("the guard did not take the orderly end; an armed watchdog stays armed", zap.Error(err))
 	}
 }
 
@@ -265,13 +331,14 @@ func (a *Agent) forwardGuardEvents(ctx context.Context) {
 }
 
 // warmPreflight asks each tick whether this host could serve, so that a
-// failover never has to find out.
+// failover never has to find out. Of the primary, which serves, it is asked
+// only every few ticks: its guard tells by itself what goes wrong there.
 func (a *Agent) warmPreflight(ctx context.Context) {
 	if a.c.Mode != cluster.Coordinator {
 		return
 	}
-	ticker := time.NewTicker(a.c.Timing.KeepaliveInterval)
-	defer ticker.Stop()
+	timer := time.NewTimer(a.c.Timing.KeepaliveInterval)
+	defer timer.Stop()
 	for {
 		ask, cancel := context.WithTimeout(ctx, a.c.Timing.CollectorDeadline)
 		res, err := a.d.Guard.Preflight(ask, cluster.PreflightRequest{Addresses: a.c.Addresses, Services: a.c.Services})
@@ -279,11 +346,16 @@ func (a *Agent) warmPreflight(ctx context.Context) {
 		if err != nil {
 			res.Problems = []string{fmt.Sprintf("the guard did not answer: %v", err)}
 		}
-		a.dec.post(role.Event{Preflight: &role.PreflightDone{Problems: res.Problems}})
+		a.dec.post(role.Event{Preflight: &role.PreflightDone{Problems: res.Problems, MaxEpoch: res.MaxEpoch}})
+		every := a.c.Timing.KeepaliveInterval
+		if a.dec.status().Role.Mode == role.Primary {
+			every *= 5
+		}
+		timer.Reset(a.keep.grid.next(a.d.Clock.Now(), every))
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
 	}
 }
@@ -299,6 +371,7 @@ func (a *Agent) watchGuard(ctx context.Context) {
 		cancel()
 		if err == nil {
 			a.dec.post(role.Event{GuardState: &state})
+			a.watchdog.Store(state.Watchdog.Word(a.c.Timing.StopAfter()))
 		} else if ctx.Err() == nil {
 			a.d.Log.Debug("the guard did not tell what it holds", zap.Error(err))
 		}

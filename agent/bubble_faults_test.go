@@ -87,6 +87,8 @@ func leasePurpose(l cluster.Lease, t cluster.Transition, record, lock bool, ops 
 		return "done"
 	case record && router == "relinquish":
 		return "acknowledge"
+	case record && t.Phase == cluster.PhaseStart:
+		return "start"
 	case record && t.Phase == cluster.PhaseStop && l.N > 0:
 		return "stop"
 	case l.N == 0:
@@ -176,7 +178,7 @@ func scenarios() []scenario {
 			b.store.Set("/config/maintenance", []byte("false"))
 		}, ""},
 	}
-	for _, purpose := range []string{"lock", "unlock", "announce", "ready", "anchor", "done", "history"} {
+	for _, purpose := range []string{"lock", "unlock", "announce", "ready", "anchor", "start", "done", "history"} {
 		list = append(list, scenario{purpose, "hv2", switchTo2, "hv2"})
 	}
 	for _, purpose := range []string{"acknowledge", "stop", "hand_over"} {
@@ -234,12 +236,16 @@ var phases = []struct {
 	purpose string
 	by      cluster.NodeID
 }{
-	{"lock", "hv2"}, {"announce", "hv2"}, {"acknowledge", "hv1"}, {"ready", "hv2"}, {"stop", "hv1"}, {"hand_over", "hv1"}, {"anchor", "hv2"}, {"done", "hv2"},
+	{"lock", "hv2"}, {"announce", "hv2"}, {"acknowledge", "hv1"}, {"ready", "hv2"}, {"stop", "hv1"}, {"hand_over", "hv1"}, {"anchor", "hv2"}, {"start", "hv2"}, {"done", "hv2"},
 }
 
 // inEachPhase runs a planned switch for each phase and victim, and strikes when
-// the phase's commit has happened.
+// the phase's commit has happened; the switch's own wish is answered then.
 func inEachPhase(t *testing.T, victims []cluster.NodeID, strike func(b *bubble, victim cluster.NodeID)) {
+	everyPhase(t, victims, strike, func(b *bubble, _, p cluster.NodeID) error { return b.answered("hv2", p) })
+}
+
+func everyPhase(t *testing.T, victims []cluster.NodeID, strike func(b *bubble, victim cluster.NodeID), served func(b *bubble, victim, primary cluster.NodeID) error) {
 	for _, phase := range phases {
 		for _, victim := range victims {
 			t.Run(fmt.Sprintf("%s, %s", phase.purpose, victim), func(t *testing.T) {
@@ -256,13 +262,27 @@ func inEachPhase(t *testing.T, victims []cluster.NodeID, strike func(b *bubble, 
 							return false
 						}
 					})
-					if err := b.answered("hv2", b.settles(30*time.Second)); err != nil {
+					if err := served(b, victim, b.settles(30*time.Second)); err != nil {
 						b.t.Error(err)
 					}
 				})
 			})
 		}
 	}
+}
+
+// Whoever asks for something else while a switch runs, in whichever phase, is
+// served next: back to the holder, on to a third, nobody, or somebody unknown (I8).
+func TestAWishInAnyPhaseOfASwitchIsServed(t *testing.T) {
+	everyPhase(t, []cluster.NodeID{"hv1", "hv2", "hv3", cluster.NoNode, "ghost"}, func(b *bubble, wished cluster.NodeID) {
+		b.wish(string(wished))
+	}, func(b *bubble, wished, p cluster.NodeID) error {
+		switch wished {
+		case cluster.NoNode, "ghost":
+			return nil // settles: there is a primary, and primary_node names it
+		}
+		return b.answered(wished, p)
+	})
 }
 
 func TestAnExpiredSessionInAnyPhaseOfASwitchIsSurvived(t *testing.T) {

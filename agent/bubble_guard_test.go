@@ -112,8 +112,12 @@ type bubbleGuard struct {
 	services  map[string]bool
 	max       cluster.Epoch
 	timer     *time.Timer
-	unfit     []string // whatever is asked
-	conflicts []string // found by the conflict probe only
+	right     cluster.RoleDeadline // this node's own right, on which the role hangs as well
+	rightLive bool
+	rightEnds *time.Timer
+	unfit     []string         // whatever is asked
+	conflicts []string         // found by the conflict probe only
+	broken    map[string]error // services that do not start
 	link      *guardLink
 }
 
@@ -157,7 +161,40 @@ func (g *bubbleGuard) vanish() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.clear()
-	g.gone = true
+	g.gone, g.rightLive = true, false
+	if g.rightEnds != nil {
+		g.rightEnds.Stop()
+	}
+}
+
+// armNode ends the node's own right at its deadline, and with it the role; g.mu
+// is held.
+func (g *bubbleGuard) armNode(d cluster.RoleDeadline) {
+	g.right, g.rightLive = d, true
+	if g.rightEnds != nil {
+		g.rightEnds.Stop()
+	}
+	g.rightEnds = time.AfterFunc(d.Deadline.Sub(g.clock.Now()), func() {
+		g.mu.Lock()
+		due := g.rightLive && g.right == d
+		if due {
+			g.rightLive = false
+		}
+		g.mu.Unlock()
+		if due {
+			g.endNow("this node's own right has ended")
+		}
+	})
+}
+
+// nodeRight is until when the node's own right lasts; Never: there is none.
+func (g *bubbleGuard) nodeRight() cluster.Instant {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.rightLive {
+		return cluster.Never
+	}
+	return g.right.Deadline
 }
 
 // endNow has the guard end the role of its own accord.
@@ -210,8 +247,23 @@ func (l *guardLink) begin(ctx context.Context) error {
 	return nil
 }
 
-func (l *guardLink) State(context.Context) (cluster.GuardState, error) {
-	return cluster.GuardState{}, nil
+func (l *guardLink) State(ctx context.Context) (cluster.GuardState, error) {
+	if err := l.begin(ctx); err != nil {
+		return cluster.GuardState{}, err
+	}
+	defer l.mu.Unlock()
+	state := cluster.GuardState{MaxEpoch: l.max}
+	for name := range l.services {
+		state.Services = append(state.Services, cluster.ServiceState{Name: name, Running: true})
+	}
+	return state, nil
+}
+
+// breakService has a service fail in its start with err; nil repairs it.
+func (g *bubbleGuard) breakService(name string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.broken = map[string]error{name: err}
 }
 
 func (l *guardLink) Begin(ctx context.Context, d cluster.RoleDeadline) error {
@@ -220,7 +272,12 @@ func (l *guardLink) Begin(ctx context.Context, d cluster.RoleDeadline) error {
 	}
 	defer l.mu.Unlock()
 	switch {
-	case d.Epoch < l.max:
+	case d.Owner == cluster.OwnerNode && l.clock.Now().Before(d.Deadline):
+		l.armNode(d)
+		return nil
+	case d.Owner == cluster.OwnerPrimary && !l.rightLive:
+		return cluster.ErrRefused
+	case d.Owner == cluster.OwnerPrimary && d.Epoch < l.max:
 		return cluster.ErrStaleEpoch
 	case !l.clock.Now().Before(d.Deadline):
 		return cluster.ErrDeadline
@@ -237,6 +294,11 @@ func (l *guardLink) Extend(ctx context.Context, d cluster.RoleDeadline) error {
 	}
 	defer l.mu.Unlock()
 	switch {
+	case d.Owner == cluster.OwnerNode && l.rightLive:
+		l.armNode(d)
+		return nil
+	case d.Owner == cluster.OwnerNode:
+		return cluster.ErrDeadline
 	case d.Epoch < l.max:
 		return cluster.ErrStaleEpoch
 	case !l.live || d.Epoch != l.role.Epoch:
@@ -289,6 +351,9 @@ func (l *guardLink) StartService(ctx context.Context, _ cluster.DeadlineOwner, e
 		return err
 	}
 	err := l.allowed(e)
+	if err == nil {
+		err = l.broken[s.Name]
+	}
 	if err == nil && !l.services[s.Name] {
 		l.services[s.Name] = true
 		l.seen.serviceStarted(l.node, s.Name)

@@ -123,6 +123,7 @@ type bubbleOptions struct {
 	names    []cluster.NodeID
 	services []cluster.ServiceSpec
 	tune     func(*agent.Config, *agent.Deps)
+	talk     bool // the nodes talk directly (bubble_peers_test.go)
 }
 
 // bubble is a cluster in one synctest bubble.
@@ -139,6 +140,7 @@ type bubble struct {
 	all    []*bubbleNode
 	starts int
 	boots  map[cluster.NodeID]int // a reboot changes the boot id
+	talk   *talkers               // nil: nodes do not talk directly
 }
 
 // bubbleNode is one start of a daemon.
@@ -186,6 +188,9 @@ func emptyBubble(t *testing.T, o bubbleOptions) *bubble {
 		guards: map[cluster.NodeID]*bubbleGuard{}, nodes: map[cluster.NodeID]*bubbleNode{}, boots: map[cluster.NodeID]int{},
 	}
 	b.seen = newWitness(b.clock)
+	if o.talk {
+		b.talk = newTalkers(b)
+	}
 	if os.Getenv("PVC_BUBBLE_LOG") != "" {
 		e := zap.NewDevelopmentEncoderConfig()
 		e.EncodeTime = zapcore.TimeEncoderOfLayout("04:05.000")
@@ -260,6 +265,7 @@ func (b *bubble) startAs(n, host cluster.NodeID, guard *bubbleGuard) *bubbleNode
 		Clock: b.clock, Log: b.log.Named(string(incarnation)), Store: h, Locker: h, Tree: h, Guard: guard.connect(life), Sweeper: silent{}, Notify: silent{},
 		Collector: collection, Remember: func(string) error { return nil },
 	}
+	talker := b.talk.join(host, life, &c, &d)
 	if b.opts.tune != nil {
 		b.opts.tune(&c, &d)
 	}
@@ -270,6 +276,7 @@ func (b *bubble) startAs(n, host cluster.NodeID, guard *bubbleGuard) *bubbleNode
 	run, stop := context.WithCancel(b.t.Context())
 	node := &bubbleNode{agent: a, life: life, stop: stop, done: make(chan struct{})}
 	b.all = append(b.all, node)
+	talker.begin(a, node.done)
 	go func() {
 		defer close(node.done)
 		session, end := context.WithCancel(context.WithoutCancel(run))
@@ -284,6 +291,7 @@ func (b *bubble) startAs(n, host cluster.NodeID, guard *bubbleGuard) *bubbleNode
 
 // kill is kill -9 of the daemon: its guard and its session live on.
 func (b *bubble) kill(n cluster.NodeID) {
+	b.talk.kill(n)
 	b.nodes[n].life.sever()
 	b.nodes[n].stop()
 }
@@ -291,6 +299,7 @@ func (b *bubble) kill(n cluster.NodeID) {
 // powerOff takes the whole host: its guard with all it holds, and nothing is
 // told to anybody.
 func (b *bubble) powerOff(n cluster.NodeID) {
+	b.talk.powerOff(n)
 	b.nodes[n].life.quiet = true
 	b.kill(n)
 	b.guards[n].vanish()
@@ -316,6 +325,7 @@ func (b *bubble) close() {
 	for _, n := range b.all {
 		<-n.done
 	}
+	b.talk.close()
 	for _, n := range b.all {
 		n.life.bury()
 	}

@@ -26,7 +26,10 @@ type decider struct {
 	log    *zap.Logger
 	wallMS func() int64
 	exec   *executor
+	outage *outage
 	events chan role.Event
+	calls  chan func(context.Context) // run in the decider's goroutine
+	pokes  chan struct{}              // one slot: step now
 	done   chan struct{}
 	state  role.State
 	snap   *cluster.Snapshot
@@ -37,7 +40,8 @@ type decider struct {
 func newDecider(c role.Config, clock cluster.Clock, log *zap.Logger, wallMS func() int64) *decider {
 	d := &decider{
 		c: c, clock: clock, log: log, wallMS: wallMS,
-		events: make(chan role.Event, 64), done: make(chan struct{}), ended: make(chan struct{}),
+		events: make(chan role.Event, 64), calls: make(chan func(context.Context)), pokes: make(chan struct{}, 1),
+		done: make(chan struct{}), ended: make(chan struct{}),
 		snap: &cluster.Snapshot{},
 	}
 	d.latest.Store(&Status{Snapshot: d.snap})
@@ -50,6 +54,21 @@ func (d *decider) post(e role.Event) {
 	case d.events <- e:
 	case <-d.done:
 	}
+}
+
+// call has fn run in the decider's goroutine, which must not wait for anything
+// in it, and returns after that; false if it was not run, because ctx or the
+// decider has ended.
+func (d *decider) call(ctx context.Context, fn func(context.Context)) bool {
+	ran := make(chan struct{})
+	select {
+	case d.calls <- func(ctx context.Context) { defer close(ran); fn(ctx) }:
+		<-ran
+		return true
+	case <-d.done:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 func (d *decider) status() Status { return *d.latest.Load() }
@@ -89,6 +108,9 @@ func (d *decider) run(ctx context.Context) {
 			if r := event.Refresh; r != nil && r.Snapshot != nil && r.Snapshot.ObservedAt >= d.snap.ObservedAt {
 				d.snap = r.Snapshot
 			}
+		case call := <-d.calls:
+			call(ctx)
+		case <-d.pokes:
 		case <-timer.C:
 		}
 		if awake.slept() {
@@ -128,11 +150,22 @@ func (s *suspendWatch) slept() bool {
 	return jump > 100*time.Millisecond
 }
 
-// step runs the machine once and hands the effects to the executor.
+// step runs the machine once, and then what asks for longer while nobody can
+// write. It returns when to do so again.
 func (d *decider) step(ctx context.Context, event role.Event) cluster.Instant {
+	wake := d.decide(ctx, event)
+	return cluster.Earliest(wake, d.outage.follow(ctx, nil))
+}
+
+// decide runs the machine once and hands the effects to the executor. What this
+// node has promised is looked at in the same instant: between it and a take that
+// the machine asks for no promise is given (I1).
+func (d *decider) decide(ctx context.Context, event role.Event) cluster.Instant {
 	before := d.state.Mode
 	now := d.clock.Now()
-	state, out := role.Step(d.c, d.state, role.Input{Now: now, WallMS: d.wallMS(), Snapshot: d.snap, Event: event})
+	state, out := role.Step(d.c, d.state, role.Input{
+		Now: now, WallMS: d.wallMS(), Snapshot: d.snap, Promise: d.outage.promise(now), Event: event,
+	})
 	d.state = state
 	if state.Mode != before {
 		d.log.Info("role mode", zap.Stringer("from", before), zap.Stringer("to", state.Mode))

@@ -58,6 +58,13 @@ type Guard interface {
 	Events() <-chan cluster.GuardEvent
 }
 
+// Relinquisher is a Guard that has to know of an agent's orderly end, since it
+// feeds a watchdog.
+type Relinquisher interface {
+	// Relinquish is the last word: what was held is released and acknowledged.
+	Relinquish(ctx context.Context) error
+}
+
 // Tree prepares the records that a node needs before it registers.
 type Tree interface {
 	// CheckTree reports the cluster's name and whether the tree is initialised.
@@ -85,6 +92,20 @@ type Notifier interface {
 	Ready()
 	Stopping()
 	Status(text string)
+}
+
+// Peers carries questions to other nodes past ZooKeeper.
+type Peers interface {
+	// Ask sends one question and returns the answer; errors.Is(err,
+	// cluster.ErrRefused) when the peer answered no. It is bounded by its context.
+	Ask(ctx context.Context, n cluster.NodeID, kind string, body []byte) ([]byte, error)
+	// Handle registers the answer to a kind of question; before Run only.
+	// Handlers are called concurrently and may be called twice for one question.
+	Handle(kind string, answer func(ctx context.Context, from cluster.NodeID, body []byte) ([]byte, error))
+	// Probes are this node's own answers, by node; a missing one is unknown.
+	Probes() map[cluster.NodeID]cluster.ProbeAnswer
+	// Watch names whom to probe; addresses come from the node records.
+	Watch(targets map[cluster.NodeID]string)
 }
 
 // Fencer carries fences through their stages. Fence and Resume block for as

@@ -37,7 +37,16 @@ type executor struct {
 	notes *notes // what goes into the history
 
 	extendTo chan cluster.RoleDeadline
-	dropped  atomic.Uint64 // epoch whose extensions are pointless by now
+	telling  turn            // one deadline at a time is on its way to the guard
+	told     cluster.Instant // send instant that the newest of them rests on; telling guards it
+	dropped  atomic.Uint64   // epoch whose extensions are pointless by now
+
+	// nodeDeadline returns the node's own deadline for a role that is to begin
+	// here; it may wait for a keepalive, until the context ends.
+	nodeDeadline func(context.Context) (cluster.RoleDeadline, error)
+	nodeTo       chan cluster.RoleDeadline
+	tellingNode  turn            // one of the node's deadlines at a time is on its way to the guard
+	nodeTold     cluster.Instant // the newest of them; tellingNode guards it
 
 	mu      sync.Mutex
 	waiting map[uint64]chan cluster.TxnResult // keepalives by id
@@ -48,7 +57,8 @@ func newExecutor(c Config, d Deps, post func(role.Event)) *executor {
 	return &executor{
 		notes: newNotes(c, d.Store.Commit, d.Log),
 		c:     c, store: d.Store, locker: d.Locker, guard: d.Guard, sweeper: d.Sweeper, clock: d.Clock, log: d.Log,
-		post: post, extendTo: make(chan cluster.RoleDeadline, 1), waiting: map[uint64]chan cluster.TxnResult{},
+		telling: make(turn, 1), tellingNode: make(turn, 1),
+		post: post, extendTo: make(chan cluster.RoleDeadline, 1), nodeTo: make(chan cluster.RoleDeadline, 1), waiting: map[uint64]chan cluster.TxnResult{},
 	}
 }
 
@@ -98,10 +108,10 @@ func (x *executor) doGuard(ctx context.Context, e role.Effect) {
 		d := e.Raise.Deadline
 		x.step(e.ID, x.roleCtx, x.c.Timing.RoleTTL, func(ctx context.Context) error { return x.raise(ctx, d) })
 	case e.Extend != nil:
-		x.offerExtend(*e.Extend)
+		offer(x.extendTo, *e.Extend)
 	case e.Linger != nil:
 		d := *e.Linger
-		x.step(e.ID, ctx, x.c.Timing.Grace, func(ctx context.Context) error { return x.guard.Extend(ctx, d) })
+		x.step(e.ID, ctx, x.c.Timing.Grace, func(ctx context.Context) error { return x.linger(ctx, d) })
 	case e.Withdraw != nil:
 		epoch := e.Withdraw.Epoch
 		x.step(e.ID, x.role(ctx), x.c.Timing.Grace, func(ctx context.Context) error {
@@ -162,8 +172,12 @@ func whileRole(ctx context.Context, ask func() error) error {
 	return ask()
 }
 
-// raise begins the role and presents its addresses.
+// raise begins the role, which hangs on the node's own right as well, and
+// presents its addresses.
 func (x *executor) raise(ctx context.Context, d cluster.RoleDeadline) error {
+	if err := whileRole(ctx, func() error { return x.beginNode(ctx) }); err != nil {
+		return fmt.Errorf("begin this node's own deadline: %w", err)
+	}
 	if err := whileRole(ctx, func() error { return x.guard.Begin(ctx, d) }); err != nil {
 		return fmt.Errorf("begin the role at epoch %d: %w", d.Epoch, err)
 	}
@@ -217,7 +231,7 @@ func (x *executor) endRole(ctx context.Context, d cluster.RoleDeadline) error {
 	ask, cancelAsk := context.WithTimeout(ctx, x.endLimit(d))
 	err := x.guard.End(ask, d.Owner, d.Epoch)
 	cancelAsk()
-	if err == nil {
+	if err == nil || errors.Is(err, cluster.ErrStaleEpoch) && x.holdsNothing(ctx) {
 		return nil
 	}
 	x.log.Error("the guard did not end the role; sweeping up", zap.Error(err))
@@ -227,6 +241,19 @@ func (x *executor) endRole(ctx context.Context, d cluster.RoleDeadline) error {
 		return errors.Join(err, fmt.Errorf("sweep: %w", sweepErr))
 	}
 	return nil
+}
+
+// holdsNothing reports that the guard says it holds no role at all. One that was
+// never begun here, since the guard knew a larger epoch, needs no sweep, which
+// would end fence attempts, too.
+func (x *executor) holdsNothing(ctx context.Context) bool {
+	ask, cancel := context.WithTimeout(ctx, x.c.Timing.Grace)
+	defer cancel()
+	s, err := x.guard.State(ask)
+	if err != nil || len(s.Addresses) > 0 || len(s.GateOpen) > 0 || len(s.Services) > 0 {
+		return false
+	}
+	return !slices.ContainsFunc(s.Deadlines, func(d cluster.RoleDeadline) bool { return d.Owner == cluster.OwnerPrimary })
 }
 
 func (x *executor) preflight(ctx context.Context, e role.Effect) {
@@ -239,7 +266,7 @@ func (x *executor) preflight(ctx context.Context, e role.Effect) {
 		if err != nil {
 			res.Problems = []string{fmt.Sprintf("pre-flight could not be run: %v", err)}
 		}
-		x.post(role.Event{Preflight: &role.PreflightDone{ID: e.ID, Problems: res.Problems}})
+		x.post(role.Event{Preflight: &role.PreflightDone{ID: e.ID, Problems: res.Problems, MaxEpoch: res.MaxEpoch}})
 	})
 }
 
@@ -262,20 +289,89 @@ func (x *executor) unlock(ctx context.Context, child cluster.LockChild) {
 	})
 }
 
-// offerExtend hands the newest deadline to the extender; an older one that has
-// not been sent yet is pointless.
-func (x *executor) offerExtend(d cluster.RoleDeadline) {
+// offer hands the newest deadline over; an older one that has not been sent yet
+// is pointless.
+func offer(to chan cluster.RoleDeadline, d cluster.RoleDeadline) {
 	for {
 		select {
-		case x.extendTo <- d:
+		case to <- d:
 			return
 		default:
 		}
 		select {
-		case <-x.extendTo:
+		case <-to:
 		default:
 		}
 	}
+}
+
+// runNodeDeadline sends the node's own deadlines to the guard, the latest only.
+// One that does not get there is no loss: the next keepalive brings another, and
+// until then the guard has an earlier one.
+func (x *executor) runNodeDeadline(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case d := <-x.nodeTo:
+			call, cancel := context.WithTimeout(ctx, x.c.Timing.Grace)
+			err := x.tellNode(call, d)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				x.log.Warn("the guard did not take this node's own deadline", zap.Error(err))
+			}
+		}
+	}
+}
+
+// tellNode moves the node's own deadline, which never moves back while this
+// process lives; where the guard has none it begins.
+func (x *executor) tellNode(ctx context.Context, d cluster.RoleDeadline) error {
+	if err := x.tellingNode.take(ctx); err != nil {
+		return fmt.Errorf("an earlier deadline of this node is still on its way to the guard: %w", err)
+	}
+	defer x.tellingNode.give()
+	if d.Deadline.Before(x.nodeTold) {
+		return nil
+	}
+	err := x.guard.Extend(ctx, d)
+	if errors.Is(err, cluster.ErrDeadline) || errors.Is(err, cluster.ErrRefused) {
+		err = x.guard.Begin(ctx, d)
+	}
+	if err == nil {
+		x.nodeTold = d.Deadline
+	}
+	return err
+}
+
+// beginNode begins the node's own deadline, or goes on with the one that is held.
+func (x *executor) beginNode(ctx context.Context) error {
+	wait, cancel := context.WithTimeout(ctx, x.c.Timing.Grace)
+	d, err := x.nodeDeadline(wait)
+	cancel()
+	if err != nil {
+		return err
+	}
+	if err := x.tellingNode.take(ctx); err != nil {
+		return fmt.Errorf("an earlier deadline of this node is still on its way to the guard: %w", err)
+	}
+	defer x.tellingNode.give()
+	d.Deadline = max(d.Deadline, x.nodeTold)
+	if err := x.guard.Begin(ctx, d); err != nil {
+		return err
+	}
+	x.nodeTold = d.Deadline
+	return nil
+}
+
+// linger has the guard keep the role after this daemon's end: the node's own
+// right first, since the role ends with it.
+func (x *executor) linger(ctx context.Context, d cluster.RoleDeadline) error {
+	node := cluster.RoleDeadline{Owner: cluster.OwnerNode, Epoch: nodeEpoch, Deadline: d.Deadline, Sent: d.Sent}
+	if err := x.tellNode(ctx, node); err != nil {
+		return fmt.Errorf("this node's own deadline: %w", err)
+	}
+	return x.tell(ctx, d)
 }
 
 // runExtender sends deadlines to the guard in order, the latest only. A guard
@@ -295,7 +391,7 @@ func (x *executor) runExtender(ctx context.Context) {
 
 func (x *executor) extend(ctx context.Context, d cluster.RoleDeadline, failing cluster.Instant) cluster.Instant {
 	call, cancel := context.WithTimeout(ctx, x.c.Timing.Grace)
-	err := x.guard.Extend(call, d)
+	err := x.tell(call, d)
 	cancel()
 	switch {
 	case err == nil || uint64(d.Epoch) <= x.dropped.Load():
@@ -322,6 +418,35 @@ func (x *executor) extend(ctx context.Context, d cluster.RoleDeadline, failing c
 	case <-time.After(20 * time.Millisecond):
 	}
 	return failing
+}
+
+// turn is held by one at a time; whoever waits for it waits no longer than his
+// own deadline.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t turn) give() { <-t }
+
+// tell hands a deadline to the guard unless a younger one has been handed over:
+// one that is tried again must not shorten what a shutdown in maintenance leaves (I9).
+func (x *executor) tell(ctx context.Context, d cluster.RoleDeadline) error {
+	if err := x.telling.take(ctx); err != nil {
+		return fmt.Errorf("an earlier deadline is still on its way to the guard: %w", err)
+	}
+	defer x.telling.give()
+	if d.Sent.Before(x.told) {
+		return nil
+	}
+	x.told = d.Sent
+	return x.guard.Extend(ctx, d)
 }
 
 // note logs, and has the history written where it is to be kept.

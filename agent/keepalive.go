@@ -28,6 +28,10 @@ type KeepaliveConfig struct {
 	// RetryPause is how long after a publish that was not acknowledged the next
 	// is tried, if no keepalive is due before. Default 0.1 K.
 	RetryPause time.Duration
+	// Refresh is within which time every value is written again though it has
+	// not changed, a few with each keepalive: what somebody else writes over a
+	// node's records does not stay. Default valueRefresh.
+	Refresh    time.Duration
 	Clock      cluster.Clock
 	Wall       func() time.Time // default time.Now; for the record that people read, nothing else
 	Log        *zap.Logger      // default none
@@ -63,6 +67,10 @@ type KeepaliveStatus struct {
 	InFlightFrom cluster.Instant // Never when no publish is under way
 }
 
+// valueRefresh is how long what somebody else has written over a value of this
+// node's may stand there.
+const valueRefresh = time.Minute
+
 // maxValueBytes bounds the figures in one keepalive; the rest follows with the next.
 const maxValueBytes = 128 << 10
 
@@ -78,12 +86,15 @@ type Keepalive struct {
 	kicks  chan struct{}   // one slot: publish now
 	finals chan finalOrder // the last keepalive
 	ended  chan struct{}   // closed when Run has returned
+	grid   beat            // where the keepalives lie in time, for whoever wakes with them
 
 	mu     sync.Mutex
+	riders []cluster.Op // go with the next keepalive, once
 	state  cluster.DaemonState
-	acked  map[string]string // leaves as last acknowledged; a leaf whose write is unknown is absent
-	refuse map[string]string // values that the store refused, not sent again
-	made   map[string]bool   // leaves whose records are known to be there
+	acked  map[string]string          // leaves as last acknowledged; a leaf whose write is unknown is absent
+	wrote  map[string]cluster.Instant // send instant of each leaf's last acknowledged write; "" is the daemon state's
+	refuse map[string]string          // values that the store refused, not sent again
+	made   map[string]bool            // leaves whose records are known to be there
 	// ackedState is the daemon state as last acknowledged, "" when unknown.
 	ackedState cluster.DaemonState
 	// version is the keepalive record's, AnyVersion when not known. While it is
@@ -115,6 +126,7 @@ func NewKeepalive(cfg KeepaliveConfig) (*Keepalive, error) {
 	part(&cfg.CollectLead, cfg.Interval*4/5)
 	part(&cfg.PublishTimeout, cfg.Interval*4/5)
 	part(&cfg.RetryPause, cfg.Interval/10)
+	part(&cfg.Refresh, valueRefresh)
 	if cfg.CollectLead >= cfg.Interval {
 		return nil, fmt.Errorf("make keepalive: collector deadline %v must be below the interval %v", cfg.CollectLead, cfg.Interval)
 	}
@@ -126,7 +138,7 @@ func NewKeepalive(cfg KeepaliveConfig) (*Keepalive, error) {
 	}
 	return &Keepalive{
 		cfg: cfg, kicks: make(chan struct{}, 1), finals: make(chan finalOrder), ended: make(chan struct{}),
-		state: cluster.DaemonInit, acked: map[string]string{}, refuse: map[string]string{}, made: map[string]bool{}, version: cluster.AnyVersion,
+		state: cluster.DaemonInit, acked: map[string]string{}, wrote: map[string]cluster.Instant{}, refuse: map[string]string{}, made: map[string]bool{}, version: cluster.AnyVersion,
 	}, nil
 }
 
@@ -210,6 +222,7 @@ func (k *Keepalive) due(l *keepaliveLoop, now cluster.Instant) {
 		k.cfg.Log.Warn("keepalive loop stalled: backlog dropped", zap.Duration("late", late), zap.Int64("dropped", int64(dropped)))
 	}
 	l.pending = true
+	k.grid.mark(l.dueAt)
 	l.dueAt = l.dueAt.Add(k.cfg.Interval * (dropped + 1))
 	l.fanAt = l.dueAt.Add(-k.cfg.CollectLead)
 }
@@ -279,6 +292,16 @@ func (k *Keepalive) publishFinal(ctx context.Context, l *keepaliveLoop) cluster.
 			return r
 		}
 	}
+}
+
+// Ride sends a write of this node's own with the next keepalive, in its Multi.
+// It is tried once, and of two writes of one record the later one goes. Nothing
+// may ride whose failure would matter: the proof of life does not wait for it.
+func (k *Keepalive) Ride(op cluster.Op) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.riders = slices.DeleteFunc(k.riders, func(o cluster.Op) bool { return o.Key == op.Key })
+	k.riders = append(k.riders, op)
 }
 
 // Final ends the loop with a last keepalive of state stop and returns what

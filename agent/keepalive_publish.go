@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -83,8 +84,11 @@ func (k *Keepalive) attempt(ctx context.Context, bare bool) cluster.TxnResult {
 	switch r.Outcome {
 	case cluster.OutcomeOK:
 		maps.Copy(k.acked, d.leaves)
+		for leaf := range d.leaves {
+			k.wrote[leaf] = r.SentAt
+		}
 		if d.state != "" {
-			k.ackedState = d.state
+			k.ackedState, k.wrote[stateLeaf] = d.state, r.SentAt
 		}
 		k.version = cluster.AnyVersion
 		if len(r.Versions) == len(d.ops) {
@@ -106,29 +110,33 @@ func (k *Keepalive) attempt(ctx context.Context, bare bool) cluster.TxnResult {
 	return r
 }
 
+// stateLeaf stands for the daemon state among the leaves; no collector's leaf is empty.
+const stateLeaf = ""
+
 // compose makes the ops: the keepalive, the state if it is not acknowledged,
-// and the figures that changed, as many as fit.
+// the figures that changed, as many as fit, and a few that are to be written
+// again.
 func (k *Keepalive) compose(bare bool) keepaliveDraft {
 	values := k.values()
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	d := keepaliveDraft{leaves: map[string]string{}}
 	d.ops = append(d.ops, cluster.Set(cluster.Key{Kind: cluster.KeyKeepalive, Node: k.cfg.Node}, k.version, k.cfg.Wall().Unix()))
-	if k.ackedState != k.state {
+	again := k.toRefresh(values)
+	if k.ackedState != k.state || slices.Contains(again, stateLeaf) {
 		d.state = k.state
 		d.ops = append(d.ops, cluster.Set(cluster.Key{Kind: cluster.KeyDaemonState, Node: k.cfg.Node}, cluster.AnyVersion, k.state))
 	}
 	if bare {
 		return d
 	}
+	changed := maps.Clone(values)
+	maps.DeleteFunc(changed, func(leaf, v string) bool { had, ok := k.acked[leaf]; return ok && had == v })
 	size := 0
-	for _, leaf := range slices.Sorted(maps.Keys(values)) {
+	for _, leaf := range append(slices.Sorted(maps.Keys(changed)), again...) {
 		v := values[leaf]
-		if had, ok := k.acked[leaf]; ok && had == v {
-			continue
-		}
-		if k.cfg.Repair != nil && !k.made[leaf] {
-			continue // makeNew's
+		if leaf == stateLeaf || k.cfg.Repair != nil && !k.made[leaf] {
+			continue // written above, or makeNew's
 		}
 		if no, ok := k.refuse[leaf]; ok && no == v {
 			continue
@@ -140,7 +148,36 @@ func (k *Keepalive) compose(bare bool) keepaliveDraft {
 		d.leaves[leaf] = v
 		d.ops = append(d.ops, cluster.Set(leafKey(k.cfg.Node, leaf), cluster.AnyVersion, v))
 	}
+	if k.state != cluster.DaemonStop { // after which nothing is said
+		d.ops = append(d.ops, k.riders...)
+		k.riders = nil
+	}
 	return d
+}
+
+// toRefresh picks the values that stand acknowledged and are to be written
+// again with this keepalive: those whose last write is older than half of
+// Refresh, oldest first, and no more than it takes to write all of them in the
+// other half. So they spread over the keepalives by themselves. k.mu is held.
+func (k *Keepalive) toRefresh(values map[string]string) []string {
+	now := k.cfg.Clock.Now()
+	var due []string
+	for leaf, at := range k.wrote {
+		v, there := values[leaf]
+		had, acked := k.acked[leaf]
+		if leaf == stateLeaf {
+			v, there, had, acked = string(k.state), true, string(k.ackedState), k.ackedState != ""
+		}
+		if there && acked && had == v && now.Sub(at) >= k.cfg.Refresh/2 {
+			due = append(due, leaf)
+		}
+	}
+	slices.SortFunc(due, func(a, b string) int {
+		return cmp.Or(cmp.Compare(k.wrote[a], k.wrote[b]), cmp.Compare(a, b))
+	})
+	keepalives := max(1, int(k.cfg.Refresh/2/k.cfg.Interval)-1) // one may fail
+	share := (len(k.wrote) + keepalives - 1) / keepalives
+	return due[:min(share, len(due))]
 }
 
 // noteRefused remembers the values that the store does not take: the one that

@@ -197,7 +197,8 @@ func TestKeepalivesGoOutOnTheGridForHoursThoughCollectorsHang(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}}
-		b := runKeepalive(t, &nodeStore{}, []Collector{hung, slow, steady("good", map[string]string{"cpuload": "0.50"})}, nil)
+		b := runKeepalive(t, &nodeStore{}, []Collector{hung, slow, steady("good", map[string]string{"cpuload": "0.50"})},
+			func(c *KeepaliveConfig) { c.Refresh = 24 * time.Hour })
 		pass(2*time.Hour + 500*time.Millisecond)
 		if n := len(b.store.at); n != 7201 {
 			t.Fatalf("%d keepalives in two hours", n)
@@ -635,6 +636,47 @@ func TestResendWritesEverythingAnew(t *testing.T) {
 		synctest.Wait()
 		if b.store.state() != "init" || b.store.value(cluster.KeyNodeField, "memtotal") != "5" {
 			t.Fatalf("stands %v", b.store.values)
+		}
+	})
+}
+
+// What does not change is written again all the same: each value within Refresh,
+// a few with each keepalive, and no keepalive more for it.
+func TestUnchangedFiguresAreWrittenAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		values := map[string]string{}
+		for i := range 100 {
+			values[fmt.Sprintf("monitoring_data/p%d/message", i)] = "OK"
+		}
+		b := runKeepalive(t, &nodeStore{}, []Collector{steady("many", values)}, nil)
+		if err := b.SetState(cluster.DaemonRun); err != nil {
+			t.Fatal(err)
+		}
+		pass(5 * time.Minute)
+		last := map[string]cluster.Instant{}
+		for i, ops := range b.store.writes {
+			at, most := b.store.at[i], 102
+			if at.Sub(b.begun) > 2*time.Second { // by then all have been written once
+				most = 6
+			}
+			if len(ops) > most {
+				t.Errorf("%d operations in one keepalive, %v after the start", len(ops), at.Sub(b.begun))
+			}
+			for _, op := range ops {
+				leaf := fmt.Sprint(op.Key.Kind, op.Key.Name)
+				if was, ok := last[leaf]; ok && at.Sub(was) > time.Minute {
+					t.Errorf("%s was written again after %v", leaf, at.Sub(was))
+				}
+				last[leaf] = at
+			}
+		}
+		if n := len(b.store.writes); n > 302 || len(last) != 102 {
+			t.Errorf("%d keepalives in five minutes, %d records", n, len(last))
+		}
+		for leaf, at := range last {
+			if bubbleClock.Now(bubbleClock{}).Sub(at) > time.Minute {
+				t.Errorf("%s is not written any more", leaf)
+			}
 		}
 	})
 }

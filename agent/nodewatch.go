@@ -31,65 +31,97 @@ type nodeWatch struct {
 	dec  *decider
 	keep *Keepalive
 
+	reach *reach
+
+	// mayFence is asked right before a fence of a node is begun, or carried on
+	// where no order is out yet: it may have been promised that none is claimed
+	// (agent/failsafe). An empty code is leave. The node stands in claiming
+	// before it is asked, so whoever gives promises reads claiming and is asked
+	// this under one lock. nil: leave.
+	mayFence func(cluster.NodeID) cluster.Refusal
+
 	seen       detector.State
 	judged     failover.State
+	framed     failover.Frame
+	skipped    bool   // all was calm, so that a look was left out before the next
+	blind      string // why nobody is fenced on this node's judgement now, as of the last frame
 	refusing   sync.Mutex
 	refusals   map[cluster.NodeID]cluster.Refusal // why a down node is not fenced; refusing guards it
 	holder     cluster.NodeID                     // of the lease, and who had it before
 	before     cluster.NodeID
 	lead       context.Context // while this node is primary; nil otherwise
 	endLead    context.CancelCauseFunc
+	orders     *fenceOrders
 	fencing    atomic.Bool
+	claims     claims
 	expiring   atomic.Bool
 	fences     sync.WaitGroup
 	said       saidWords // as published last, and when
 	saidAt     cluster.Instant
 	published  []byte
+	wroteAt    cluster.Instant // when published was written
 	publishing atomic.Bool
 	unwritten  atomic.Bool // the last view did not reach the store
 }
 
 func newNodeWatch(c Config, d Deps, dec *decider, keep *Keepalive) *nodeWatch {
-	return &nodeWatch{c: c, d: d, dec: dec, keep: keep, refusals: map[cluster.NodeID]cluster.Refusal{}}
+	w := &nodeWatch{c: c, d: d, dec: dec, keep: keep, refusals: map[cluster.NodeID]cluster.Refusal{}}
+	w.reach = newReach(c, d, &w.fences)
+	w.orders = w.newOrders()
+	return w
 }
 
-// run steps detector and failover at a fixed rate until ctx ends. A hypervisor
+// run steps detector and failover at a steady rate until ctx ends. A hypervisor
 // judges and publishes, too; it never acts, since it is never primary.
 func (w *nodeWatch) run(ctx context.Context) {
 	interval := w.every()
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
+	timer := time.NewTimer(interval)
+	defer timer.Stop()
 	defer w.fences.Wait()
+	defer w.orders.wait()
 	defer w.loseLead()
 	last := w.d.Clock.Now()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
 		now := w.d.Clock.Now()
 		w.step(ctx, now, now.Sub(last) > 2*interval)
-		last = now
+		last, interval = now, w.every()
+		if w.skipped = w.calm(); w.skipped {
+			interval *= 2
+		}
+		timer.Reset(w.keep.grid.next(w.d.Clock.Now(), interval))
 	}
 }
 
-// every is the time between two looks: a quarter of K, so that a fence is
-// claimed well within 0.5 s of the verdict (protocol §5).
-func (w *nodeWatch) every() time.Duration { return w.c.Timing.KeepaliveInterval / 4 }
+// calm reports that every node is up, as far as this one can tell: then it looks
+// half as often, in time still for the first look at one that is late.
+func (w *nodeWatch) calm() bool {
+	for _, n := range w.seen.Nodes {
+		if n.Liveness != cluster.LiveUp {
+			return false
+		}
+	}
+	return w.seen.Blind == ""
+}
+
+// every is the time between two looks, so that a fence is claimed well within
+// 0.5 s of the verdict (protocol §5).
+func (w *nodeWatch) every() time.Duration { return failover.Cadence(w.c.Timing) }
 
 // step judges once, and acts where this node is primary.
 func (w *nodeWatch) step(ctx context.Context, now cluster.Instant, late bool) {
 	status := w.dec.status()
 	state, changes := detector.Step(w.seen, detector.Observation{
 		Now: now, Self: w.c.Node, Snapshot: status.Snapshot, Timing: w.c.Timing,
-		SelfLate: late, OwnKeepalive: w.keep.Acked(),
+		SelfLate: late, OwnKeepalive: w.keep.Acked(), Reports: w.reach.reports(now),
 	})
 	w.seen = state
-	for _, t := range changes {
-		w.d.Log.Info("node judged", zap.String("peer", string(t.Node)), zap.Stringer("from", t.From), zap.Stringer("to", t.To),
-			zap.Duration("silence", t.Silence), zap.String("reason", t.Reason))
-	}
+	w.reach.follow(ctx, now, state, status.Snapshot)
+	w.tell(changes)
 	w.followHolder(status)
 	primary := status.Role.Leads()
 	if primary && w.lead == nil {
@@ -99,6 +131,7 @@ func (w *nodeWatch) step(ctx context.Context, now cluster.Instant, late bool) {
 		w.loseLead()
 	}
 	w.frame(status, primary)
+	w.orders.step(ctx, status, now)
 	if primary {
 		w.resumeFences(status, now)
 		w.expireMaintenance(ctx, status)
@@ -109,12 +142,23 @@ func (w *nodeWatch) step(ctx context.Context, now cluster.Instant, late bool) {
 	}
 }
 
+// tell logs what has changed in the judgement of the other nodes.
+func (w *nodeWatch) tell(changes []detector.Transition) {
+	for _, t := range changes {
+		w.d.Log.Info("node judged", zap.String("peer", string(t.Node)), zap.Stringer("from", t.From), zap.Stringer("to", t.To),
+			zap.Duration("silence", t.Silence), zap.String("reason", t.Reason))
+		if t.Warning != "" {
+			w.d.Log.Warn("the coordinators contradict each other", zap.String("peer", string(t.Node)), zap.String("warning", t.Warning))
+		}
+	}
+}
+
 // words are what of a view changes at once: for the rest once a keepalive
 // interval is soon enough.
 func (w *nodeWatch) words(status Status) saidWords {
 	m := status.Snapshot.Maintenance
 	epoch, _, _ := status.Role.Holds()
-	return saidWords{status.Role.Mode, epoch, m.Version, m.Value, w.seen.Blind}
+	return saidWords{status.Role.Mode, epoch, m.Version, m.Value, w.blind, status.Role.ServiceFault()}
 }
 
 type saidWords struct {
@@ -123,6 +167,7 @@ type saidWords struct {
 	maintenance int32
 	on          bool
 	blind       string
+	service     string
 }
 
 func (w *nodeWatch) loseLead() {
@@ -150,27 +195,74 @@ func (w *nodeWatch) frame(status Status, primary bool) {
 	case snap.Failover.Present:
 		settings = snap.Failover.Value
 	}
-	next, actions, refusals := failover.Step(w.judged, failover.Frame{
-		Every: w.every(), Self: w.c.Node, Timing: w.c.Timing, Settings: settings, Primary: primary,
+	w.blind = blind
+	w.framed = failover.Frame{
+		Every: w.every(), Self: w.c.Node, Timing: w.c.Timing, Settings: settings, SettingsSeen: snap.Failover, Primary: primary,
 		Holder: snap.Lease.Value.Holder, Predecessor: w.before, Maintenance: inMaintenance(snap), Blind: blind,
-		Nodes: failover.NodesOf(snap, func(n cluster.NodeID) (cluster.Liveness, bool) {
-			held := w.seen.Nodes[n]
-			return held.Liveness, held.Excuse != ""
-		}),
-	})
+		Nodes: failover.NodesSeen(snap, w.judgedOf),
+	}
+	if w.skipped { // the look that was left out would have been this frame, too
+		w.judged, _, _ = failover.Step(w.judged, w.framed)
+	}
+	next, actions, refusals := failover.Step(w.judged, w.framed)
 	w.judged = next
-	w.clearRefusals(next)
-	for _, r := range refusals {
+	act, withheld := w.permitted(actions)
+	w.clearRefusals(next, withheld)
+	for _, r := range append(refusals, withheld...) {
 		if err := snap.Maintenance.Err; r.Code == cluster.RefuseMaintenance && err != nil {
 			r.Detail = fmt.Sprintf("%s: the switch cannot be read, which counts as on (%v); set it with `pvc cluster maintenance on` or `off`", r.Detail, err)
 		}
 		w.refused(r)
 	}
-	if len(actions) > 0 {
-		w.fence(string(actions[0].Node), func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
-			return w.d.Fencer.Fence(ctx, actions[0])
+	if act != nil {
+		w.fence(act.Node, func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
+			return w.d.Fencer.Fence(ctx, *act)
 		})
 	}
+}
+
+// judgedOf is the detector's word on one node.
+func (w *nodeWatch) judgedOf(n cluster.NodeID) failover.Seen {
+	held := w.seen.Nodes[n]
+	seen := failover.Seen{Liveness: held.Liveness, Excused: held.Excuse != ""}
+	if held.Picture.Mixed() {
+		seen.Mixed = held.Picture.String()
+	}
+	return seen
+}
+
+// permitted returns the first action that no promise stands against, which
+// counts as a claim from here on, and why not those before it. While a fence
+// runs nothing is begun, and nothing is asked.
+func (w *nodeWatch) permitted(actions []cluster.Action) (act *cluster.Action, withheld []cluster.Refusal) {
+	for i := range actions {
+		r, ok := w.leave(actions[i].Node, true)
+		if ok {
+			return &actions[i], withheld
+		}
+		if r.Code != "" {
+			withheld = append(withheld, r)
+		}
+	}
+	return nil, withheld
+}
+
+// leave takes the place of the one fence that may run. Where it would be the
+// first order of that fence it asks whether a promise stands against it. False
+// without a code: another one runs, or nobody fences here.
+func (w *nodeWatch) leave(n cluster.NodeID, first bool) (cluster.Refusal, bool) {
+	if w.d.Fencer == nil || w.lead == nil || !w.fencing.CompareAndSwap(false, true) {
+		return cluster.Refusal{}, false
+	}
+	w.claims.begin(n)
+	if first && w.mayFence != nil {
+		if r := w.mayFence(n); r.Code != "" {
+			w.claims.end(n, w.d.Clock.Now())
+			w.fencing.Store(false)
+			return r, false
+		}
+	}
+	return cluster.Refusal{}, true
 }
 
 // inMaintenance reports whether maintenance is on. A switch that cannot be read
@@ -180,21 +272,26 @@ func inMaintenance(snap *cluster.Snapshot) bool {
 	return m.Value || m.Present && m.Err != nil
 }
 
-// refused keeps and tells why a node is not fenced.
+// refused keeps why a node is not fenced, and tells it once.
 func (w *nodeWatch) refused(r cluster.Refusal) {
 	w.refusing.Lock()
+	told := w.refusals[r.Node].Code == r.Code
 	w.refusals[r.Node] = r
 	w.refusing.Unlock()
+	if told {
+		return
+	}
 	w.d.Log.Info("not fenced", zap.String("peer", string(r.Node)), zap.String("code", string(r.Code)), zap.String("detail", r.Detail))
 }
 
 // clearRefusals forgets what no longer stands against anything: the node is up
 // again, or nothing was refused in this frame.
-func (w *nodeWatch) clearRefusals(s failover.State) {
+func (w *nodeWatch) clearRefusals(s failover.State, withheld []cluster.Refusal) {
 	w.refusing.Lock()
 	defer w.refusing.Unlock()
-	for n := range w.refusals {
-		if held, down := s.Down[n]; !down || held.Reported == "" {
+	for n, r := range w.refusals {
+		still := slices.ContainsFunc(withheld, func(h cluster.Refusal) bool { return h.Node == n && h.Code == r.Code })
+		if held, down := s.Down[n]; !still && (!down || held.Reported == "") {
 			delete(w.refusals, n)
 		}
 	}
@@ -205,10 +302,17 @@ func (w *nodeWatch) resumeFences(status Status, now cluster.Instant) {
 	if inMaintenance(status.Snapshot) || w.d.Fencer == nil {
 		return
 	}
-	for _, n := range slices.Sorted(maps.Keys(status.Snapshot.Nodes)) {
+	for _, n := range byUrgency(status.Snapshot.Nodes, w.before) {
 		record := status.Snapshot.Nodes[n].Fence
-		if n != w.c.Node && w.d.Fencer.Due(record, now) && w.mayResume(n, record.Value.Stage) {
-			w.fence(string(n), func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
+		if n == w.c.Node || !w.d.Fencer.Due(record, now) || !w.mayResume(n, record.Value.Stage) {
+			continue
+		}
+		r, ok := w.leave(n, noOrderOut(record.Value.Stage))
+		if r.Code != "" {
+			w.refused(r)
+		}
+		if ok {
+			w.fence(n, func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
 				return w.d.Fencer.Resume(ctx, n)
 			})
 			return
@@ -220,13 +324,11 @@ func (w *nodeWatch) resumeFences(status Status, now cluster.Instant) {
 // has been sent yet, or the last has failed, it is judged like a new verdict:
 // not by who is blind, not of a node that is not dead, not of half or more (I6).
 func (w *nodeWatch) mayResume(n cluster.NodeID, stage cluster.FenceStage) bool {
-	switch stage {
-	case cluster.FenceClaimed, cluster.FenceSoft, cluster.FenceFailed:
-	default:
-		return true // an order is out: its proof is to be had
+	if !noOrderOut(stage) {
+		return true // its proof is to be had
 	}
 	held := w.seen.Nodes[n]
-	if w.seen.Blind != "" || held.Liveness != cluster.LiveDead || held.Excuse != "" {
+	if w.blind != "" || held.Liveness != cluster.LiveDead || held.Excuse != "" {
 		return false
 	}
 	down := 0
@@ -238,25 +340,61 @@ func (w *nodeWatch) mayResume(n cluster.NodeID, stage cluster.FenceStage) bool {
 	return 2*down < len(w.seen.Nodes)+1 // and this node itself
 }
 
-// fence runs one fence beside the loop; while one runs, others wait for a
-// later frame, which repeats them.
-func (w *nodeWatch) fence(node string, run func(context.Context) (cluster.FenceRecord, *cluster.Refusal, error)) {
-	if w.d.Fencer == nil || w.lead == nil || !w.fencing.CompareAndSwap(false, true) {
-		return
-	}
+// noOrderOut reports whether no device has an order in this stage, so that the
+// fence can still be left alone.
+func noOrderOut(s cluster.FenceStage) bool {
+	return s == cluster.FenceClaimed || s == cluster.FenceSoft || s == cluster.FenceFailed
+}
+
+// fence runs the one fence that leave was given for beside the loop; while it
+// runs, others wait for a later frame, which repeats them.
+func (w *nodeWatch) fence(n cluster.NodeID, run func(context.Context) (cluster.FenceRecord, *cluster.Refusal, error)) {
 	lead := w.lead
 	w.fences.Go(func() {
 		defer w.fencing.Store(false)
 		record, refusal, err := run(lead)
+		until := w.d.Clock.Now()
+		if err != nil {
+			until = until.Add(w.c.Timing.SessionTimeout) // a claim whose reply was lost may still land
+		}
+		w.claims.end(n, until)
 		switch {
 		case err != nil:
-			w.d.Log.Warn("fence did not end", zap.String("peer", node), zap.String("stage", string(record.Stage)), zap.Error(err))
+			w.d.Log.Warn("fence did not end", zap.String("peer", string(n)), zap.String("stage", string(record.Stage)), zap.Error(err))
 		case refusal != nil:
 			w.refused(*refusal)
 		default:
-			w.d.Log.Info("fence ended", zap.String("peer", node), zap.String("stage", string(record.Stage)), zap.String("proof", record.Proof))
+			w.d.Log.Info("fence ended", zap.String("peer", string(n)), zap.String("stage", string(record.Stage)), zap.String("proof", record.Proof))
 		}
 	})
+}
+
+// claiming lists the nodes that a claim of this node's own, under way or with
+// its reply lost, may still give a fence record.
+func (w *nodeWatch) claiming() []cluster.NodeID { return w.claims.at(w.d.Clock.Now()) }
+
+// claims are the nodes with a claim under way, and until when one may land.
+type claims struct {
+	mu    sync.Mutex
+	until map[cluster.NodeID]cluster.Instant
+}
+
+func (c *claims) begin(n cluster.NodeID) { c.end(n, cluster.Forever) }
+
+func (c *claims) end(n cluster.NodeID, until cluster.Instant) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.until == nil {
+		c.until = map[cluster.NodeID]cluster.Instant{}
+	}
+	c.until[n] = until
+}
+
+func (c *claims) at(now cluster.Instant) []cluster.NodeID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.until, func(_ cluster.NodeID, until cluster.Instant) bool { return !now.Before(until) })
+	return slices.Sorted(maps.Keys(c.until))
 }
 
 // expireMaintenance ends a maintenance whose time is over. The wall clock is
@@ -286,36 +424,75 @@ type View = cluster.View
 // NodeSeen is how a node judges one other node.
 type NodeSeen = cluster.NodeSeen
 
-// publish writes the view when it has changed, one write at a time.
+// publish writes the view when it has changed, or each valueRefresh, one write
+// at a time.
 func (w *nodeWatch) publish(ctx context.Context, status Status) {
-	epoch, _, _ := status.Role.Holds()
-	v := View{Version: 1, Mode: status.Role.Mode.String(), Epoch: epoch, Refusals: status.Role.Refusals,
-		Problems: status.Role.Problems, ServiceFault: status.Role.ServiceFault(), GuardFaults: status.Role.GuardFaults(), Nodes: map[cluster.NodeID]NodeSeen{}, Blind: w.seen.Blind, Maintenance: inMaintenance(status.Snapshot),
-		MaintenanceVersion: status.Snapshot.Maintenance.Version}
-	w.refusing.Lock()
-	defer w.refusing.Unlock()
-	for n, held := range w.seen.Nodes {
-		seen := NodeSeen{Liveness: held.Liveness.String(), Excuse: held.Excuse}
-		if r, ok := w.refusals[n]; ok {
-			seen.Refusal = &r
-		}
-		v.Nodes[n] = seen
-	}
-	if w.unwritten.Swap(false) {
-		w.published = nil
+	now := w.d.Clock.Now()
+	v := w.view(status, now)
+	if w.unwritten.Swap(false) || len(v.Reach) > 0 && now.Sub(w.wroteAt) >= w.c.Timing.KeepaliveInterval/2 {
+		w.published = nil // what is reached is said anew
 	}
 	raw, err := json.Marshal(v)
+	if err == nil && string(raw) == string(w.published) && now.Sub(w.wroteAt) >= valueRefresh {
+		w.wroteAt = now // what somebody else wrote over it does not stay
+		w.keep.Ride(cluster.Set(cluster.Key{Kind: cluster.KeyView, Node: w.c.Node}, cluster.AnyVersion, json.RawMessage(raw)))
+		w.keep.Ride(cluster.Set(cluster.Key{Kind: cluster.KeyDaemonMode, Node: w.c.Node}, cluster.AnyVersion, w.c.Mode))
+	}
 	if err != nil || string(raw) == string(w.published) || !status.Snapshot.Live || !w.publishing.CompareAndSwap(false, true) {
 		return
 	}
-	w.published = raw
+	w.published, w.wroteAt = raw, now
 	w.fences.Go(func() {
 		defer w.publishing.Store(false)
-		if err := w.write(ctx, raw); err != nil {
+		// Not cut off at the end, since that would cost the connection by which the
+		// last keepalive is to go; it has a deadline of its own.
+		if err := w.write(context.WithoutCancel(ctx), raw); err != nil {
 			w.unwritten.Store(true)
 			w.d.Log.Debug("publishing the view failed", zap.Error(err))
 		}
 	})
+}
+
+// view is what is to be published now.
+func (w *nodeWatch) view(status Status, now cluster.Instant) View {
+	epoch, _, _ := status.Role.Holds()
+	v := View{
+		Version: 1, Mode: status.Role.Mode.String(), Epoch: epoch, Refusals: status.Role.Refusals,
+		Problems: status.Role.Problems, ServiceFault: status.Role.ServiceFault(), GuardFaults: status.Role.GuardFaults(),
+		Nodes: make(map[cluster.NodeID]NodeSeen, len(w.seen.Nodes)), Blind: w.blind, Maintenance: inMaintenance(status.Snapshot),
+		MaintenanceVersion: status.Snapshot.Maintenance.Version,
+		Reach:              w.reach.own(w.reach.missed, now), Faults: w.reach.faults(),
+	}
+	if w.d.Faults != nil {
+		v.Faults = append(w.d.Faults(), v.Faults...)
+	}
+	v.Faults = append(v.Faults, w.orders.faults()...)
+	w.refusing.Lock()
+	defer w.refusing.Unlock()
+	for n, held := range w.seen.Nodes {
+		seen := NodeSeen{Liveness: held.Liveness.String(), Excuse: held.Excuse, Picture: held.Picture.String()}
+		if r, ok := w.refusals[n]; ok {
+			seen.Refusal = &r
+		}
+		if w.framed.Primary && held.Liveness > cluster.LiveLate {
+			seen.Vetoes = vetoes(failover.Explain(w.judged, w.framed, n))
+		}
+		v.Nodes[n] = seen
+	}
+	return v
+}
+
+// vetoes puts the failover's checks into a view's words.
+func vetoes(checks []failover.Check) []cluster.VetoSeen {
+	var list []cluster.VetoSeen
+	for _, c := range checks {
+		seen := cluster.VetoSeen{Name: c.Name, Unused: c.Unused}
+		if c.Refusal.Code != "" {
+			seen.Refusal = &c.Refusal
+		}
+		list = append(list, seen)
+	}
+	return list
 }
 
 func (w *nodeWatch) write(ctx context.Context, raw []byte) error {

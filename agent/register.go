@@ -23,6 +23,8 @@ type registrar struct {
 	blocker cluster.Versioned[cluster.Alive] // an alive of another host, and since when it is watched
 	blocked cluster.Instant
 	usurped bool // the first registration replaced such an alive
+	// word is what the guard says of this machine's watchdog now; nil: nothing.
+	word func() *cluster.WatchdogWord
 }
 
 func newRegistrar(c Config, d Deps) *registrar { return &registrar{c: c, d: d} }
@@ -57,7 +59,7 @@ func (r *registrar) first(ctx context.Context) error {
 			}
 			ready = true
 		}
-		err := r.register(ctx, snap)
+		err := r.register(ctx)
 		if err == nil {
 			return nil
 		}
@@ -108,7 +110,7 @@ func (r *registrar) prepare(ctx context.Context) error {
 }
 
 // register sends the registration's Multi, on the versions of a fresh read.
-func (r *registrar) register(ctx context.Context, snap *cluster.Snapshot) error {
+func (r *registrar) register(ctx context.Context) error {
 	call, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	fresh, err := r.d.Store.Refresh(call)
@@ -150,22 +152,53 @@ func (r *registrar) registered(snap *cluster.Snapshot) bool {
 	return snap.Session == r.session && alive.Present && alive.Value.Incarnation == r.c.Incarnation
 }
 
-// records are the operations that tell who this node is.
-func (r *registrar) records(fresh *cluster.Snapshot, self cluster.NodeView) []cluster.Op {
-	n := r.c.Node
+// record is what this node tells of itself.
+func (r *registrar) record() cluster.NodeRecord {
 	addresses := make([]string, len(r.c.Addresses))
 	for i, a := range r.c.Addresses {
 		addresses[i] = a.Prefix.String() + "@" + a.Interface
 	}
-	record := cluster.NodeRecord{
+	return cluster.NodeRecord{
 		Version: 1, ID: r.c.NodeUUID, Incarnation: r.c.Incarnation, Priority: r.c.Priority,
-		API: r.c.API, Addresses: addresses, MACs: r.c.MACs, Fencing: r.c.Fencing,
+		Watchdog: r.said(), API: r.c.API, Peer: r.c.Peer, Addresses: addresses, MACs: r.c.MACs, Fencing: r.c.Fencing,
 	}
+}
+
+// said is what is to be published of the watchdog.
+func (r *registrar) said() *cluster.WatchdogWord {
+	if r.word == nil {
+		return nil
+	}
+	return r.word()
+}
+
+// renew writes this node's record anew where its word on the watchdog is not
+// what the guard says now: others count on it once they cannot ask (I4).
+func (r *registrar) renew(ctx context.Context, snap *cluster.Snapshot, record cluster.Versioned[cluster.NodeRecord]) {
+	was, is := record.Value.Watchdog, r.said()
+	same := was == nil && is == nil || was != nil && is != nil && *was == *is
+	if same || record.Err != nil || record.Value.Incarnation != r.c.Incarnation || !r.registered(snap) {
+		return
+	}
+	call, cancel := context.WithTimeout(ctx, r.c.Timing.RequestTimeout())
+	defer cancel()
+	key := cluster.Key{Kind: cluster.KeyNodeRecord, Node: r.c.Node}
+	res := r.d.Store.Commit(call, cluster.Txn{Purpose: "watchdog", Ops: []cluster.Op{cluster.Set(key, record.Version, r.record())}})
+	if res.Outcome != cluster.OutcomeOK {
+		r.d.Log.Debug("the word on the watchdog was not published; tried again", zap.Stringer("outcome", res.Outcome), zap.Error(res.Err))
+		return
+	}
+	r.d.Log.Info("published what can be counted on of this machine's watchdog", zap.Any("watchdog", is))
+}
+
+// records are the operations that tell who this node is.
+func (r *registrar) records(fresh *cluster.Snapshot, self cluster.NodeView) []cluster.Op {
+	n := r.c.Node
 	ops := []cluster.Op{
 		{Kind: cluster.OpCreateEphemeral, Key: cluster.Key{Kind: cluster.KeyAlive, Node: n}, Value: cluster.Alive{
 			Version: 1, Incarnation: r.c.Incarnation, BootID: r.c.BootID, Host: r.c.Host,
 		}},
-		cluster.Put(cluster.Key{Kind: cluster.KeyNodeRecord, Node: n}, self.Record, record),
+		cluster.Put(cluster.Key{Kind: cluster.KeyNodeRecord, Node: n}, self.Record, r.record()),
 		// A fence decided on an earlier start checks alive and the keepalive before
 		// it takes power. The new alive has the old one's version, so the keepalive
 		// moves with it, and that fence can commit no more (I5).
@@ -231,6 +264,37 @@ func (r *registrar) predecessor(self cluster.NodeView) bool {
 		record.Incarnation == old.Incarnation && old.BootID == r.c.BootID
 }
 
+// mend writes those records of this node anew that somebody has made
+// unreadable and that nothing else writes again: who cannot be read is neither
+// judged nor a candidate. The domain state is then what a new node's is, since
+// what it was is lost. Each is written on the version that was seen, so that a
+// repair by hand is never written over.
+func (r *registrar) mend(ctx context.Context, snap *cluster.Snapshot, self cluster.NodeView) {
+	n := r.c.Node
+	var ops []cluster.Op
+	if self.Record.Err != nil && r.registered(snap) { // a rival of this name keeps its own
+		ops = append(ops, cluster.Set(cluster.Key{Kind: cluster.KeyNodeRecord, Node: n}, self.Record.Version, r.record()))
+	}
+	if self.Mode.Err != nil {
+		ops = append(ops, cluster.Set(cluster.Key{Kind: cluster.KeyNodeMode, Node: n}, self.Mode.Version, r.c.Mode))
+	}
+	if self.Domain.Err != nil {
+		ops = append(ops, cluster.Set(cluster.Key{Kind: cluster.KeyDomainState, Node: n}, self.Domain.Version, cluster.DomainFlushed))
+	}
+	if len(ops) == 0 {
+		return
+	}
+	call, cancel := context.WithTimeout(ctx, r.c.Timing.RequestTimeout())
+	defer cancel()
+	res := r.d.Store.Commit(call, cluster.Txn{Purpose: "mend", Ops: ops})
+	fields := []zap.Field{zap.Errors("found", []error{self.Record.Err, self.Mode.Err, self.Domain.Err}), zap.Stringer("outcome", res.Outcome), zap.Error(res.Err)}
+	if res.Outcome != cluster.OutcomeOK {
+		r.d.Log.Debug("records of this node cannot be read and could not be written anew; tried again", fields...)
+		return
+	}
+	r.d.Log.Warn("records of this node could not be read and were written anew", fields...)
+}
+
 // backOff is the pause after a try that met a rival: 2 K, doubling to a minute,
 // so that two daemons of one name do not take turns.
 func (r *registrar) backOff(last time.Duration) time.Duration {
@@ -238,10 +302,11 @@ func (r *registrar) backOff(last time.Duration) time.Duration {
 }
 
 // run registers anew in every session that is not the registered one.
-// resend has the keepalive write all of this node's records again: after a new
-// session, and when somebody else has written its daemon state.
-func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, post func(role.Event), resend func()) {
-	look := time.NewTicker(r.c.Timing.KeepaliveInterval / 2)
+// keep is told to write all of this node's records again after a new session,
+// and when somebody else has written its daemon state.
+func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, post func(role.Event), keep *Keepalive) {
+	every := r.c.Timing.KeepaliveInterval / 2
+	look := time.NewTimer(every)
 	defer look.Stop()
 	var until cluster.Instant // no try before
 	var pause time.Duration
@@ -251,6 +316,7 @@ func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, po
 			return
 		case <-look.C:
 		}
+		look.Reset(keep.grid.next(r.d.Clock.Now(), every))
 		snap := latest()
 		if snap == nil || !snap.Live || !snap.Complete || snap.Session == 0 || !snap.ObservedAt.After(r.acked) {
 			continue
@@ -258,13 +324,15 @@ func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, po
 		self := snap.Nodes[r.c.Node]
 		if d := self.Daemon.Value; d == cluster.DaemonDead || d == cluster.DaemonFenced || self.Daemon.Err != nil {
 			r.d.Log.Warn("this node's daemon state was written by somebody else", zap.String("state", string(d)))
-			resend()
+			keep.Resend()
 		}
+		r.mend(ctx, snap, self)
+		r.renew(ctx, snap, self.Record)
 		if r.registered(snap) || r.d.Clock.Now().Before(until) {
 			continue
 		}
 		before := r.at
-		err := r.register(ctx, snap)
+		err := r.register(ctx)
 		switch {
 		case errors.Is(err, cluster.ErrDuplicateNode):
 			pause = r.backOff(pause)
@@ -275,7 +343,7 @@ func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, po
 		case r.at != before:
 			pause, until = 0, cluster.Never
 			r.d.Log.Info("registered again in a new session", zap.Int64("session", r.session))
-			resend()
+			keep.Resend()
 			post(role.Event{Registered: &role.Registered{At: r.at, Session: r.session}})
 		}
 	}

@@ -77,7 +77,8 @@ func (n *SystemdNotifier) say(line string) {
 			kept = append(kept, old)
 		}
 	}
-	n.pending = append(kept, line)
+	kept = append(kept, line)
+	n.pending = kept
 	n.mu.Unlock()
 	select {
 	case n.kick <- struct{}{}:

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -28,6 +29,8 @@ type memory struct {
 	Node    cluster.NodeID `json:"node"`
 	ID      string         `json:"id"`
 	Cluster string         `json:"cluster,omitempty"`
+	// LongestTTLMillis is the largest role_ttl ever in use here.
+	LongestTTLMillis int64 `json:"longest_ttl_ms,omitempty"`
 }
 
 // OpenStateFolder locks the folder (making it if need be) and reads what it
@@ -89,6 +92,22 @@ func (f *StateFolder) Remember(clusterName string) error {
 	}
 	f.memory.Cluster = clusterName
 	return f.write()
+}
+
+// UseTTL notes that a daemon with this role_ttl is about to run here, and returns
+// the largest one ever in use: an earlier start may have promised for as long
+// that it will not take the role. It is on disk when UseTTL returns.
+func (f *StateFolder) UseTTL(ttl time.Duration) (longest time.Duration, err error) {
+	ms := (ttl + time.Millisecond - 1).Milliseconds()
+	if ms > f.memory.LongestTTLMillis {
+		before := f.memory.LongestTTLMillis
+		f.memory.LongestTTLMillis = ms
+		if err := f.write(); err != nil {
+			f.memory.LongestTTLMillis = before
+			return 0, err
+		}
+	}
+	return time.Duration(f.memory.LongestTTLMillis) * time.Millisecond, nil
 }
 
 // write persists by temporary file, fsync, rename and fsync of the folder.

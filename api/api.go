@@ -118,7 +118,7 @@ func (s *Server) look(ctx context.Context) *cluster.Snapshot {
 // at most 5 s. It returns an error if an address cannot be listened on or a
 // listener fails.
 func (s *Server) Run(ctx context.Context) error {
-	listeners, err := s.listenAll()
+	listeners, err := s.listenAll(ctx)
 	if err != nil {
 		return err
 	}
@@ -167,10 +167,10 @@ func (s *Server) serve(server *http.Server, l net.Listener) error {
 	return server.Serve(l)
 }
 
-func (s *Server) listenAll() ([]net.Listener, error) {
+func (s *Server) listenAll(ctx context.Context) ([]net.Listener, error) {
 	var all []net.Listener
 	for _, address := range s.cfg.Listen {
-		l, err := net.Listen("tcp", address)
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 		if err != nil {
 			for _, open := range all {
 				_ = open.Close()

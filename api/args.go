@@ -54,8 +54,8 @@ func (a args) number(name string, otherwise int) int {
 	return otherwise
 }
 
-func (a args) duration(name string, otherwise time.Duration) time.Duration {
-	if d, err := parseDuration(a[name]); err == nil {
+func (a args) wait(otherwise time.Duration) time.Duration {
+	if d, err := parseDuration(a["wait"]); err == nil {
 		return d
 	}
 	return otherwise

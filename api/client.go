@@ -176,10 +176,28 @@ func faultPath(id string) string {
 	return "/faults/" + url.PathEscape(id)
 }
 
-// Fences returns the fence records.
-func (c *Client) Fences(ctx context.Context) ([]cluster.FenceRecord, error) {
-	return fetch[[]cluster.FenceRecord](ctx, c, get, "/fences", nil)
+// Fences returns what is known of fences, with at most limit events of the
+// history; 0 is the server's own limit. A node's name leaves out all others.
+func (c *Client) Fences(ctx context.Context, node string, limit int) (FencesView, error) {
+	values := url.Values{}
+	if limit > 0 {
+		values.Set("limit", fmt.Sprint(limit))
+	}
+	path := "/fences"
+	if node != "" {
+		path = fencePath(node)
+	}
+	return fetch[FencesView](ctx, c, get, path, values)
 }
+
+// OrderFence writes an operator's order about a node's fence: cluster.OrderFence,
+// OrderConfirm, OrderCancel or OrderTest. It returns when the order is written,
+// not when it is carried out.
+func (c *Client) OrderFence(ctx context.Context, node, action, reason string) (FenceAnswer, error) {
+	return fetch[FenceAnswer](ctx, c, post, fencePath(node), url.Values{"action": {action}, "reason": {reason}})
+}
+
+func fencePath(node string) string { return "/fence/" + url.PathEscape(node) }
 
 // Explain returns the evidence for a node, or for "primary".
 func (c *Client) Explain(ctx context.Context, what string) (Explanation, error) {

@@ -20,6 +20,10 @@ type Explanation struct {
 	Refusals []Objected `json:"refusals"`
 	Missing  []string   `json:"missing"` // what would have to become true
 	Words    []NodeWord `json:"words"`   // of the coordinators, as published
+	// Checks and Proofs are of a node that something is wrong with: what may
+	// stand against fencing it, and what would prove it dead.
+	Checks []CheckAnswer `json:"checks"`
+	Proofs []ProofState  `json:"proofs"`
 }
 
 // Objected is a refusal with who made it and what to do about it.
@@ -46,6 +50,7 @@ func (s *Server) getExplain(r *request) (answer, error) {
 		}
 		x.e.Words = s.readWords(r.ctx, st, asked)
 		if known {
+			x.tests = s.deviceTests(r.ctx, st, []cluster.NodeID{n.Name})
 			x.node(n)
 		} else {
 			x.e.What = "primary"
@@ -74,13 +79,15 @@ func (st state) coordinators() []cluster.NodeID {
 }
 
 func newExplanation(what string) *Explanation {
-	return &Explanation{What: what, Evidence: []string{}, Refusals: []Objected{}, Missing: []string{}}
+	return &Explanation{What: what, Evidence: []string{}, Refusals: []Objected{}, Missing: []string{},
+		Checks: []CheckAnswer{}, Proofs: []ProofState{}}
 }
 
 // explainer gathers one explanation.
 type explainer struct {
 	st     state
 	timing cluster.Timing
+	tests  []DeviceTest // of the node's fence devices
 	e      *Explanation
 }
 
@@ -115,11 +122,40 @@ func (x *explainer) role() {
 		x.saw("place %d in the role lock's queue: %s, for %s", i+1, lockOwner(child), x.st.now.Sub(child.SeenAt).Round(100*time.Millisecond))
 	}
 	x.oldHolder()
+	x.owed()
+	damaged := append(x.st.damaged(), x.st.barring()...)
+	x.tellDamage(damaged)
 	able := x.candidates()
-	x.e.Why = x.whyRole(able)
+	x.e.Why = strings.TrimSpace(x.whyRole(able) + " " + capital(told(damaged)))
+}
+
+// capital begins a sentence.
+func capital(text string) string {
+	if text == "" {
+		return ""
+	}
+	return strings.ToUpper(text[:1]) + text[1:]
+}
+
+// barring is the damage for which nodes cannot take the role.
+func (st state) barring() []damage {
+	var list []damage
+	for _, name := range st.names() {
+		for _, d := range st.damagedOf(st.snap.Nodes[name]) {
+			if d.id == "MODE" || d.id == "DAEMON" || d.id == "ALIVE" {
+				d.what = "of node " + string(name) + ", " + d.what
+				list = append(list, d)
+			}
+		}
+	}
+	return list
 }
 
 func (x *explainer) maintenance() {
+	if err := x.st.snap.Maintenance.Err; err != nil {
+		x.object("", cluster.Refusal{Code: cluster.RefuseMaintenance, Detail: fmt.Sprintf(
+			"The maintenance switch cannot be read, which counts as on (%v): nobody takes the role or fences of their own accord.", err)})
+	}
 	if m := maintenanceView(x.st.snap); m.On {
 		x.object("", cluster.Refusal{Code: cluster.RefuseMaintenance, Detail: fmt.Sprintf(
 			"The cluster is in maintenance%s: nobody takes the role or fences of their own accord.", byWhom(m))})
@@ -142,7 +178,7 @@ func byWhom(m MaintenanceView) string {
 
 func (x *explainer) transition() {
 	t := x.st.snap.Transition
-	if !t.Present || t.Value.ID == "" {
+	if !t.Present || t.Err != nil || t.Value.ID == "" {
 		return
 	}
 	x.saw("the last hand-over, %s to %s because of %s, is %s in phase %s", orNobody(t.Value.From), t.Value.To, t.Value.Cause, t.Value.State, t.Value.Phase)
@@ -234,7 +270,7 @@ func (x *explainer) takeWord(w NodeWord) {
 	if v.Blind != "" {
 		x.saw("node %s does not count what it sees of others: %s", w.Node, v.Blind)
 	}
-	if v.Maintenance != x.st.snap.Maintenance.Value && w.current() {
+	if v.Maintenance != x.st.maintained() && w.current() {
 		x.saw("node %s has not seen the maintenance switch yet: it goes by %q", w.Node, onOff(v.Maintenance))
 	}
 	for _, p := range v.Problems {
@@ -243,6 +279,11 @@ func (x *explainer) takeWord(w NodeWord) {
 	for _, fault := range v.GuardFaults {
 		if w.current() {
 			x.saw("node %s: its guard complains: %s", w.Node, fault)
+		}
+	}
+	for _, fault := range v.Faults {
+		if w.current() {
+			x.saw("node %s: %s", w.Node, fault)
 		}
 	}
 	if v.ServiceFault != "" && w.current() {
@@ -269,6 +310,8 @@ func (x *explainer) whyRole(able []cluster.NodeID) string {
 		return "Nobody takes a role whose lease record cannot be read."
 	case !l.Present:
 		return "The lease record is gone. It is made anew a little over a minute after that was first seen, in case a holder still lives."
+	case x.st.snap.Maintenance.Err != nil:
+		return "Nobody takes it of their own accord, since the maintenance switch cannot be read, which counts as on."
 	case x.st.snap.Maintenance.Value:
 		return fmt.Sprintf("Nobody takes it of their own accord, since the cluster is in maintenance%s. `pvc cluster maintenance off` lets it happen.", byWhom(maintenanceView(x.st.snap)))
 	case len(able) > 0:

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"pvc.internal/cluster"
@@ -13,6 +14,8 @@ func (x *explainer) node(n cluster.NodeView) {
 	x.records(n)
 	x.e.Verdict = x.nodeVerdict(n)
 	ailing := x.ailing(n)
+	damaged := append(x.st.damagedOf(n), x.st.damaged()...)
+	x.tellDamage(damaged)
 	x.maintenance()
 	if n.Mode.Value == cluster.Coordinator {
 		x.takeWord(x.word(n.Name))
@@ -20,12 +23,16 @@ func (x *explainer) node(n cluster.NodeView) {
 			x.object("", no.value())
 		}
 	}
-	if ailing {
+	switch {
+	case ailing:
 		if fenceText(n) == "" {
 			x.vetoes(n.Name)
 		}
-		x.e.Why = x.whyNotFenced(n)
-	} else {
+		x.lost(n)
+		x.e.Why = strings.TrimSpace(x.whyNotFenced(n) + " " + capital(told(damaged)))
+	case len(damaged) > 0:
+		x.e.Why = "Nobody acts on it, but not all is well: " + told(damaged)
+	default:
 		x.e.Why = "Nothing is wrong with it as far as anybody sees, so nobody acts on it."
 	}
 	if n.Daemon.Value == cluster.DaemonStop || !n.Alive.Present {
@@ -46,15 +53,20 @@ func (x *explainer) records(n cluster.NodeView) {
 	} else {
 		x.saw("its session is gone")
 	}
-	for _, fault := range x.st.summary(n).Faults {
-		x.saw("a record cannot be read: %s", fault)
-	}
 	if f := n.Fence; f.Present && f.Err == nil {
-		x.saw("fence %s by %s, stage %s: %s", f.Value.ID, f.Value.By, f.Value.Stage, f.Value.Reason)
+		of := ""
+		if f.Value.Incarnation != n.Record.Value.Incarnation {
+			of = "of an earlier start, "
+		}
+		x.saw("fence %s, %sby %s, stage %s: %s", f.Value.ID, of, f.Value.By, f.Value.Stage, f.Value.Reason)
+	}
+	if o := n.Order; o.Present && o.Err == nil {
+		x.saw("an order to %s it, by %s at %s, has not been carried out yet", o.Value.Action, o.Value.By, time.UnixMilli(o.Value.UnixMS).Format(faultTime))
 	}
 	for _, w := range x.e.Words {
 		x.judged(w, n)
 	}
+	x.picture(n)
 }
 
 // judged tells how a coordinator sees the node.
@@ -129,6 +141,7 @@ func (x *explainer) vetoes(n cluster.NodeID) {
 	}
 	f := x.st.failover()
 	switch {
+	case x.st.snap.Failover.Err != nil: // told as damage; what they held is not known
 	case !f.Enabled:
 		x.object("", cluster.Refusal{Code: cluster.RefuseDisabled, Node: n, Detail: "Automatic failover is disabled: no node is fenced of the cluster's own accord."})
 	case f.Count >= f.MaxCount:
@@ -173,13 +186,15 @@ func (x *explainer) whyPrimaryWaits(holder cluster.NodeID, seen cluster.NodeSeen
 	f, t := x.st.failover(), x.timing
 	suspected := t.SuspectAfter()
 	switch {
+	case seen.Liveness == cluster.LiveIsolated.String() && (seen.Refusal == nil || seen.Refusal.Code == cluster.RefuseNotSuspectEnough):
+		return fmt.Sprintf("Node %s, the primary, sees it as isolated: it answers direct probes, so it gets the time to stop its work itself; it is fenced after %s of silence.", holder, t.IsolatedFenceAfter())
 	case seen.Refusal != nil:
 		return fmt.Sprintf("Node %s, the primary, refuses to fence it: [%s] %s. %s", holder, seen.Refusal.Code, seen.Refusal.Detail, remedies[seen.Refusal.Code])
 	case seen.Excuse != "":
 		return fmt.Sprintf("Node %s, the primary, sees it as %s and does not count that as death: %s.", holder, seen.Liveness, seen.Excuse)
 	case seen.Liveness == cluster.LiveUp.String():
 		return fmt.Sprintf("Node %s, the primary, sees it as up: its keepalive changes as it should, so there is nothing to fence.", holder)
-	case x.st.snap.Maintenance.Value:
+	case x.st.maintained():
 		return fmt.Sprintf("Node %s, the primary, sees it as %s, and the cluster is in maintenance, so that nobody is fenced. %s", holder, seen.Liveness, remedies[cluster.RefuseMaintenance])
 	case !f.Enabled:
 		return fmt.Sprintf("Node %s, the primary, sees it as %s, and automatic failover is disabled. %s", holder, seen.Liveness, remedies[cluster.RefuseDisabled])
@@ -187,8 +202,6 @@ func (x *explainer) whyPrimaryWaits(holder cluster.NodeID, seen cluster.NodeSeen
 		return fmt.Sprintf("Node %s, the primary, sees it as late; it counts as suspect after %s of silence, and as dead once its session is gone too.", holder, suspected)
 	case seen.Liveness == cluster.LiveSuspect.String():
 		return fmt.Sprintf("Node %s, the primary, sees it as suspect: silent, but its ZooKeeper session lives. It is fenced once that has ended, at most %s after it was last heard by ZooKeeper.", holder, t.SessionTimeout)
-	case seen.Liveness == cluster.LiveIsolated.String():
-		return fmt.Sprintf("Node %s, the primary, sees it as isolated: it answers direct probes, so it gets the time to stop its work itself; it is fenced after %s of silence.", holder, t.IsolatedFenceAfter())
 	}
 	return fmt.Sprintf("Node %s, the primary, sees it as %s and holds nothing against fencing it: a fence record appears within a second, or once the timeout of %g s is over. If it does not, `pvc history` and pvcnoded's log on %s say what the fencer refused.",
 		holder, seen.Liveness, x.st.autoFailover(f).Timeout, holder)
@@ -215,7 +228,10 @@ func fenceText(n cluster.NodeView) string {
 	case cluster.FenceCanceled:
 		return ""
 	case cluster.FenceManual:
-		return fmt.Sprintf("Its fence by %s waits for you%s. See that the node has no power, repair its fence device, or start it again: its return ends the fence.", v.By, result)
+		if v.Held {
+			return fmt.Sprintf("Its fence was ended by an operator%s. Nothing more is tried until it returns, or you vouch that it has no power (`pvc fence confirm %s --reason WHY`), or order it to be fenced (`pvc fence now %s`).", result, n.Name, n.Name)
+		}
+		return fmt.Sprintf("Its fence by %s waits for you%s. See that the node has no power and vouch for it (`pvc fence confirm %s --reason WHY`), repair its fence device, or start it again: its return ends the fence.", v.By, result, n.Name)
 	case cluster.FenceFailed:
 		return fmt.Sprintf("Its fence by %s failed %d times%s. It is tried again with growing pauses; meanwhile nothing of it starts elsewhere. Is its fence device reachable from %s?", v.By, v.Tries, result, v.By)
 	case cluster.FenceFenced, cluster.FenceRecover, cluster.FenceDone:
@@ -231,10 +247,14 @@ func (x *explainer) nodeVerdict(n cluster.NodeView) string {
 	switch {
 	case n.Daemon.Value == cluster.DaemonStop:
 		return "Stopped on purpose; it is not fenced."
+	case n.Daemon.Err != nil && n.Alive.Present && !silent:
+		return "Its session lives, but its daemon state cannot be read."
 	case sameStart && f.Value.Proof != "" && !n.Alive.Present:
 		return fmt.Sprintf("Fenced, and proven to be dead (%s).", f.Value.Proof)
 	case sameStart && !f.Value.Ended():
 		return fmt.Sprintf("Being fenced: stage %s.", f.Value.Stage)
+	case !n.Alive.Present && silent && len(reachedBy(n.Name, x.e.Words)) > 0:
+		return "Cut off from ZooKeeper: neither session nor keepalive, and yet it answers probes."
 	case !n.Alive.Present && silent:
 		return "Lost: neither session nor keepalive."
 	case silent:

@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -89,6 +90,11 @@ func TestWhyNotFenced(t *testing.T) {
 		{"excused", func(w *world) { w.sees(cluster.NodeSeen{Liveness: "suspect", Excuse: "it is starting"}) }, "does not count that as death: it is starting", ""},
 		{"suspect", func(w *world) { w.sees(cluster.NodeSeen{Liveness: "suspect"}) }, "its ZooKeeper session lives. It is fenced once that has ended, at most 6s", ""},
 		{"isolated", func(w *world) { w.sees(cluster.NodeSeen{Liveness: "isolated"}) }, "fenced after 14s of silence", ""},
+		{"isolated, and refused for that", func(w *world) {
+			seen := dead(cluster.RefuseNotSuspectEnough)
+			seen.Liveness = "isolated"
+			w.sees(seen)
+		}, "sees it as isolated: it answers direct probes", cluster.RefuseNotSuspectEnough},
 		{"up", func(w *world) { w.sees(cluster.NodeSeen{Liveness: "up"}) }, "sees it as up", ""},
 		{"due", func(w *world) { w.sees(dead("")) }, "holds nothing against fencing it: a fence record appears within a second", ""},
 		{"not judged", func(w *world) { w.sees(dead(""), func(v *cluster.View) { v.Nodes = nil }) }, "does not judge it: it has no record of registration", ""},
@@ -270,17 +276,31 @@ func TestThereIsAlwaysAnAnswer(t *testing.T) {
 
 // Every code of the vocabulary has a remedy.
 func TestEveryRefusalHasARemedy(t *testing.T) {
-	source, err := os.ReadFile("../cluster/refusal.go")
+	files, err := filepath.Glob("../cluster/*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	codes := regexp.MustCompile(`RefusalCode = "([a-z_]+)"`).FindAllSubmatch(source, -1)
-	for _, m := range codes {
-		if remedies[cluster.RefusalCode(m[1])] == "" {
-			t.Errorf("%s has none", m[1])
+	known := map[cluster.RefusalCode]bool{}
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`RefusalCode\s+= "([a-z_]+)"`).FindAllSubmatch(source, -1) {
+			known[cluster.RefusalCode(m[1])] = true
 		}
 	}
-	if len(codes) < 10 {
-		t.Errorf("found only %d codes", len(codes))
+	for code := range known {
+		if remedies[code] == "" {
+			t.Errorf("%s has none", code)
+		}
+	}
+	for code := range remedies {
+		if !known[code] {
+			t.Errorf("%s has one and is no code any more", code)
+		}
+	}
+	if !known[cluster.RefuseBudget] || !known[cluster.RefuseMixedPicture] {
+		t.Errorf("found only %d codes", len(known))
 	}
 }

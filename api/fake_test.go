@@ -58,14 +58,16 @@ type fakeStore struct {
 	initError      error
 	readError      map[cluster.NodeID]error
 	views          map[cluster.NodeID]string // published
+	tests          map[cluster.NodeID]string // of fence devices, published
 	viewError      error
+	historyError   error
 	faults         map[string]map[string]string
 }
 
 func newFakeStore(clock cluster.Clock) *fakeStore {
 	return &fakeStore{clock: clock, ch: make(chan *cluster.Snapshot, 1),
 		leaves: map[cluster.NodeID]map[string]string{}, readError: map[cluster.NodeID]error{},
-		views: map[cluster.NodeID]string{}, faults: map[string]map[string]string{}}
+		views: map[cluster.NodeID]string{}, tests: map[cluster.NodeID]string{}, faults: map[string]map[string]string{}}
 }
 
 // edit publishes a changed copy of the snapshot.
@@ -147,6 +149,11 @@ func (f *fakeStore) apply(t cluster.Txn) cluster.TxnResult {
 			version, err = write(&next.Failover, op)
 		case cluster.KeyFault, cluster.KeyFaultRoot:
 			err = f.changeFault(op)
+		case cluster.KeyFenceOrder:
+			n := next.Nodes[op.Key.Node]
+			version, err = write(&n.Order, op)
+			next.Nodes = maps.Clone(next.Nodes)
+			next.Nodes[op.Key.Node] = n
 		case cluster.KeyHistory:
 			if op.Kind != cluster.OpCreateSequential {
 				err = errors.New("history is appended to")
@@ -172,6 +179,8 @@ func write[T any](record *cluster.Versioned[T], op cluster.Op) (int32, error) {
 	case op.Kind == cluster.OpSet && record.Present && op.Version == record.Version:
 		record.Version++
 		record.Value = op.Value.(T)
+	case op.Kind == cluster.OpDelete && record.Present && op.Version == record.Version:
+		*record = cluster.Versioned[T]{}
 	default:
 		return 0, fmt.Errorf("op %d at version %d meets version %d", op.Kind, op.Version, record.Version)
 	}
@@ -187,6 +196,9 @@ func (f *fakeStore) ReadNode(_ context.Context, n cluster.NodeID) (map[string]st
 func (f *fakeStore) ReadHistory(_ context.Context, newest int) ([]cluster.Event, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.historyError != nil {
+		return nil, f.historyError
+	}
 	return f.history[max(0, len(f.history)-newest):], nil
 }
 
@@ -205,6 +217,9 @@ func (f *fakeStore) ReadText(_ context.Context, k cluster.Key) (cluster.Versione
 	case cluster.KeyView:
 		text, there := f.views[k.Node]
 		return cluster.Versioned[string]{Present: there, Value: text}, f.viewError
+	case cluster.KeyFenceTests:
+		text, there := f.tests[k.Node]
+		return cluster.Versioned[string]{Present: there, Value: text}, nil
 	case cluster.KeyLog:
 	default:
 		return cluster.Versioned[string]{}, nil

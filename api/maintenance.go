@@ -65,7 +65,7 @@ func (s *Server) postMaintenance(r *request) (answer, error) {
 func (s *Server) turnMaintenance(r *request, record cluster.MaintenanceRecord) (MaintenanceAnswer, error) {
 	on := r.args.truth("state")
 	a, err := s.setMaintenance(r, on, record)
-	if wait := r.args.duration("wait", 0); err == nil && wait > 0 {
+	if wait := r.args.wait(0); err == nil && wait > 0 {
 		return s.awaitMaintenance(r.ctx, on, a, wait)
 	}
 	return a, err

@@ -12,8 +12,10 @@ import (
 // echo publishes the maintenance switch as each of the nodes sees it.
 func (w *world) echo(on bool, nodes ...cluster.NodeID) {
 	w.t.Helper()
+	w.store.mu.Lock()
+	version := w.store.snap.Maintenance.Version
+	w.store.mu.Unlock()
 	for _, n := range nodes {
-		version := w.store.snap.Maintenance.Version
 		w.publish(n, cluster.View{Version: 1, Mode: "idle", Maintenance: on, MaintenanceVersion: version})
 	}
 }

@@ -213,7 +213,7 @@ func (s *Server) renderNodes(ctx context.Context, st state, nodes []cluster.Node
 }
 
 func renderNode(n cluster.NodeView, leaves map[string]string, readErr error) Node {
-	f := &fields{leaves: leaves}
+	f := &fields{leaves: leaves, read: readErr == nil}
 	if readErr != nil {
 		f.faults = append(f.faults, "details: "+readErr.Error())
 	}
@@ -221,6 +221,7 @@ func renderNode(n cluster.NodeView, leaves map[string]string, readErr error) Nod
 	for len(static) < 4 {
 		static = append(static, "")
 	}
+	f.expect("staticdata")
 	node := Node{
 		Name: string(n.Name), DaemonState: string(n.Daemon.Value),
 		CoordinatorState: string(n.Router.Value), DomainState: string(n.Domain.Value),
@@ -242,7 +243,7 @@ func renderNode(n cluster.NodeView, leaves map[string]string, readErr error) Nod
 		}
 	}
 	node.HealthDetails = f.details(node.HealthPlugins)
-	for _, e := range []error{n.Daemon.Err, n.Router.Err, n.Domain.Err} {
+	for _, e := range []error{n.Mode.Err, n.Keepalive.Err, n.Daemon.Err, n.Router.Err, n.Domain.Err, n.Record.Err, n.Alive.Err, n.Fence.Err, n.Order.Err} {
 		if e != nil {
 			f.faults = append(f.faults, e.Error())
 		}
@@ -261,10 +262,22 @@ func list(words string) []string {
 // fields reads numbers out of a node's leaves and collects those that are none.
 type fields struct {
 	leaves map[string]string
+	read   bool // the leaves were read: one that is not among them is missing
 	faults []string
 }
 
-func (f *fields) integer(leaf string) int { return f.parse(leaf, f.leaves[leaf]) }
+// integer reads a number that every node has.
+func (f *fields) integer(leaf string) int {
+	f.expect(leaf)
+	return f.parse(leaf, f.leaves[leaf])
+}
+
+// expect tells of a leaf that is missing.
+func (f *fields) expect(leaf string) {
+	if _, there := f.leaves[leaf]; f.read && !there {
+		f.faults = append(f.faults, leaf+": the record is missing; the node's daemon makes it when it is started")
+	}
+}
 
 func (f *fields) parse(leaf, text string) int {
 	if text == "" {
@@ -273,11 +286,13 @@ func (f *fields) parse(leaf, text string) int {
 	n, err := strconv.Atoi(text)
 	if err != nil {
 		f.faults = append(f.faults, fmt.Sprintf("%s: %.40q is not a whole number", leaf, text))
+		return 0 // Atoi's largest integer is no figure either
 	}
 	return n
 }
 
 func (f *fields) decimal(leaf string) float64 {
+	f.expect(leaf)
 	text := f.leaves[leaf]
 	if text == "" {
 		return 0
@@ -294,8 +309,8 @@ func (f *fields) details(plugins []string) []HealthDetail {
 	details := make([]HealthDetail, 0, len(plugins))
 	for _, name := range plugins {
 		at := "monitoring_data/" + name + "/"
-		d := HealthDetail{Name: name, LastRun: int64(f.integer(at + "last_run")),
-			HealthDelta: f.integer(at + "health_delta"), Message: f.leaves[at+"message"]}
+		d := HealthDetail{Name: name, LastRun: int64(f.parse(at+"last_run", f.leaves[at+"last_run"])), // missing until its first run
+			HealthDelta: f.parse(at+"health_delta", f.leaves[at+"health_delta"]), Message: f.leaves[at+"message"]}
 		if raw := f.leaves[at+"data"]; json.Valid([]byte(raw)) {
 			d.Data = json.RawMessage(raw)
 		} else if raw != "" {

@@ -208,6 +208,11 @@ func TestTiming(t *testing.T) {
 	for _, c := range v.Worst {
 		worst[c.Name] = c.Seconds
 	}
+	for name, want := range map[string]float64{"detect": 6, "fence": 26.5, "recover": 26.5, "holder_stops": 2.5} {
+		if worst[name] != want {
+			t.Errorf("%s: %g s, want %g", name, worst[name], want)
+		}
+	}
 	if v.Profile != "lan" || worst["take_over"] != 3.0 || worst["take_over_median"] != 2.75 || len(v.Settings) != 18 {
 		t.Errorf("%s", body)
 	}
@@ -319,7 +324,7 @@ func onAnyPort(c *Config) { c.Listen = []string{"127.0.0.1:0"} }
 func TestServerSentEvents(t *testing.T) {
 	w := newWorld(t, onAnyPort)
 	url, stop := w.serve()
-	request, _ := http.NewRequest("GET", url+"/api/v1/watch", nil)
+	request, _ := http.NewRequest(http.MethodGet, url+"/api/v1/watch", nil)
 	request.Header.Set("Accept", "text/event-stream")
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
@@ -482,18 +487,18 @@ func TestKeys(t *testing.T) {
 		status                  int
 		body                    string // "" any
 	}{
-		{"none", "GET", "/api/v1/node/hv1/daemon-state", "", 401, `{"message":"X-Api-Key Authentication required."}`},
-		{"wrong", "GET", "/api/v1/node/hv1/daemon-state", "guess", 401, `{"message":"X-Api-Key Authentication failed."}`},
-		{"reader reads", "GET", "/api/v1/node/hv1/daemon-state", "key of rita", 200, ""},
+		{"none", http.MethodGet, "/api/v1/node/hv1/daemon-state", "", 401, `{"message":"X-Api-Key Authentication required."}`},
+		{"wrong", http.MethodGet, "/api/v1/node/hv1/daemon-state", "guess", 401, `{"message":"X-Api-Key Authentication failed."}`},
+		{"reader reads", http.MethodGet, "/api/v1/node/hv1/daemon-state", "key of rita", 200, ""},
 		{"before arguments", "POST", path + "?state=rubbish", "", 401, `{"message":"X-Api-Key Authentication required."}`},
 		{"reader changes", "POST", path + "?state=primary", "key of rita", 403, `{"message":"This needs the role \"operate\"; \"rita\" has the role \"read\"."}`},
 		{"operator changes", "POST", path + "?state=primary", "key of olga", 200, ""},
 		{"operator initializes", "POST", "/api/v1/initialize", "key of olga", 403, `{"message":"This needs the role \"admin\"; \"olga\" has the role \"operate\"."}`},
 		{"admin may", "POST", "/api/v1/initialize", "key of adam", 400, ""},
-		{"primary node is open", "GET", "/api/v1/status/primary_node", "", 200, ""},
-		{"probe is open", "GET", "/readyz", "", 200, ""},
-		{"metrics are open", "GET", "/metrics", "", 200, ""},
-		{"document is open", "GET", "/openapi.json", "", 200, ""},
+		{"primary node is open", http.MethodGet, "/api/v1/status/primary_node", "", 200, ""},
+		{"probe is open", http.MethodGet, "/readyz", "", 200, ""},
+		{"metrics are open", http.MethodGet, "/metrics", "", 200, ""},
+		{"document is open", http.MethodGet, "/openapi.json", "", 200, ""},
 	} {
 		status, body := w.do(c.method, c.path, "", "", "X-Api-Key", c.key)
 		if status != c.status || c.body != "" && body != c.body {
@@ -504,9 +509,9 @@ func TestKeys(t *testing.T) {
 		t.Errorf("history says it was %q", by)
 	}
 	for range authFailuresAllowed {
-		w.do("GET", "/api/v1/node", "", "", "X-Api-Key", "guess")
+		w.do(http.MethodGet, "/api/v1/node", "", "", "X-Api-Key", "guess")
 	}
-	if status, _ := w.do("GET", "/api/v1/node", "", "", "X-Api-Key", "key of rita"); status != 429 {
+	if status, _ := w.do(http.MethodGet, "/api/v1/node", "", "", "X-Api-Key", "key of rita"); status != 429 {
 		t.Errorf("after many guesses: %d", status)
 	}
 
@@ -539,7 +544,7 @@ func TestForeignPages(t *testing.T) {
 	if status, _ := w.do("POST", "/api/v1/status", "application/x-www-form-urlencoded", "state=true", "Sec-Fetch-Site", "cross-site"); status != 403 {
 		t.Errorf("cross-site post: %d", status)
 	}
-	r := httptest.NewRequest("GET", "/api/v1/node", nil)
+	r := httptest.NewRequest(http.MethodGet, "/api/v1/node", nil)
 	r.Host = "rebound.example:7370"
 	answer := httptest.NewRecorder()
 	w.server.Handler().ServeHTTP(answer, r)

@@ -328,7 +328,7 @@ func (s *Server) postSwitch(r *request) (answer, error) {
 		return answer{}, err
 	}
 	out.Message, out.Already, out.WishVersion = w.text, w.already, version
-	if wait := r.args.duration("wait", 0); wait > 0 {
+	if wait := r.args.wait(0); wait > 0 {
 		return s.awaitSwitch(r.ctx, out, wait)
 	}
 	status := http.StatusAccepted

@@ -2,6 +2,7 @@ package api
 
 import (
 	"errors"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -60,7 +61,13 @@ func TestStatus(t *testing.T) {
 // A node whose numbers are rubbish reads 0 and a fault, and hides nobody.
 func TestRubbishOfOneNode(t *testing.T) {
 	w := newWorld(t)
-	w.store.leaves["hv1"] = map[string]string{"staticdata": "many", "cpuload": "NaN", "memtotal": "8e3", "monitoring_health": "?", "monitoring_plugins": "a b", "monitoring_data/a/data": "{"}
+	for leaf := range w.store.leaves["hv1"] {
+		w.store.leaves["hv1"][leaf] = "0"
+	}
+	rubbish := map[string]string{"staticdata": "many", "cpuload": "NaN", "memtotal": "8e3", "monitoring_health": "?", "monitoring_plugins": "a b", "monitoring_data/a/data": "{",
+		"memused": "99999999999999999999", "vcpualloc": "-"}
+	maps.Copy(w.store.leaves["hv1"], rubbish)
+	delete(w.store.leaves["hv1"], "memfree")
 	w.store.readError["hv3"] = errors.New("read refused")
 	status, body := w.get("/api/v1/node")
 	nodes := decode[[]Node](t, body)
@@ -68,7 +75,7 @@ func TestRubbishOfOneNode(t *testing.T) {
 		t.Fatalf("%d %s", status, body)
 	}
 	hv1, hv3 := nodes[0], nodes[2]
-	if hv1.CPUCount != 0 || hv1.Load != 0 || hv1.Memory.Total != 0 || hv1.Health != "N/A" || len(hv1.Faults) != 4 || hv1.HealthDetails[0].Data != "{" {
+	if hv1.CPUCount != 0 || hv1.Load != 0 || hv1.Memory.Total != 0 || hv1.Memory.Used != 0 || hv1.VCPU.Allocated != 0 || hv1.Health != "N/A" || len(hv1.Faults) != 7 || hv1.HealthDetails[0].Data != "{" {
 		t.Errorf("hv1: %+v", hv1)
 	}
 	if hv3.DaemonState != "run" || len(hv3.Faults) != 1 || !strings.Contains(hv3.Faults[0], "read refused") {

@@ -61,10 +61,6 @@ func (s *Server) getTransition(r *request) (answer, error) {
 	})
 }
 
-func (s *Server) getFences(r *request) (answer, error) {
-	return s.facts(r.ctx, func(st state) (any, error) { return st.cluster().Fences, nil })
-}
-
 func (s *Server) getHistory(r *request) (answer, error) {
 	limit, kind := r.args.number("limit", 100), r.args.text("kind")
 	ask := limit

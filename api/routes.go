@@ -148,7 +148,9 @@ func ourRoutes() []route {
 		{method: post, path: "/settings/autoFailover", settings: true, summary: "Change the automatic failover's settings; what is not named stays", need: RoleOperate, handle: (*Server).postAutoFailover, reply: SettingsAnswer{}, params: autoFailoverParams},
 		{method: post, path: "/settings/autoFailover/resetCount", settings: true, summary: "Give the automatic failover its whole budget back", need: RoleOperate, handle: (*Server).postResetFailoverCount, reply: SettingsAnswer{}, params: []param{
 			{name: "just_validate", kind: argBool, about: "nothing is changed"}}},
-		{method: get, path: "/fences", summary: "Fence records", handle: (*Server).getFences, reply: []cluster.FenceRecord{}},
+		{method: get, path: "/fences", summary: "Fence records, operators' orders, what happened to fences, and the tests of fence devices", handle: (*Server).getFences, reply: FencesView{}, params: fencesParams},
+		{method: get, path: "/fence/{node}", summary: "The same of one node", handle: (*Server).getFence, reply: FencesView{}, params: fencesParams},
+		{method: post, path: "/fence/{node}", summary: "Order a node to be fenced, its fence confirmed or canceled, or its fence devices tested", need: RoleOperate, handle: (*Server).postFence, reply: FenceAnswer{}, params: fenceParams},
 		{method: get, path: "/explain/{what}", summary: "Evidence for a node's or the role's state, and what stands against change", handle: (*Server).getExplain, reply: Explanation{}},
 		{method: get, path: "/healthz", bare: true, open: true, summary: "This server lives", handle: (*Server).getHealthz, reply: Message{}},
 		{method: get, path: "/readyz", bare: true, open: true, summary: "The store can be reached", handle: (*Server).getReadyz, reply: Message{}},
@@ -258,7 +260,7 @@ func (s *Server) carryOut(rt route, w http.ResponseWriter, r *http.Request, who 
 		}
 		return http.StatusOK
 	}
-	wait := checked.duration("wait", 0)
+	wait := checked.wait(0)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout + wait))
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.RequestTimeout+wait)
 	defer cancel()

@@ -3,6 +3,8 @@ package api
 import (
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 
 	"pvc.internal/cluster"
 )
@@ -89,7 +91,7 @@ func (s *Server) getStatus(r *request) (answer, error) {
 		for _, name := range st.names() {
 			nodes = append(nodes, st.snap.Nodes[name])
 		}
-		status := statusFrom(st, s.renderNodes(r.ctx, st, nodes))
+		status := statusFrom(st, s.renderNodes(r.ctx, st, nodes), s.readWords(r.ctx, st, st.names()), s.deviceTests(r.ctx, st, st.names()))
 		status.PVCVersion = s.cfg.Version
 		if ip, err := s.deps.Texts.ReadText(r.ctx, cluster.Key{Kind: cluster.KeyUpstreamIP}); err == nil && ip.Value != "" {
 			status.UpstreamIP = ip.Value
@@ -98,7 +100,7 @@ func (s *Server) getStatus(r *request) (answer, error) {
 	})
 }
 
-func statusFrom(st state, nodes []Node) Status {
+func statusFrom(st state, nodes []Node, words []NodeWord, tests []DeviceTest) Status {
 	out := Status{Maintenance: fmt.Sprint(st.snap.Maintenance.Value), PrimaryNode: cluster.NoNode,
 		UpstreamIP: cluster.NoNode, ClusterName: st.snap.ClusterName.Value,
 		HealthMsg: []string{}, StorageHealth: "N/A", StorageHealthMsg: []string{},
@@ -114,7 +116,7 @@ func statusFrom(st state, nodes []Node) Status {
 		out.Resources.add(n)
 	}
 	out.Resources.conclude()
-	out.ClusterHealth = clusterHealth(st, nodes)
+	out.ClusterHealth = clusterHealth(st, nodes, words, tests)
 	out.Health = "Optimal"
 	for _, m := range out.ClusterHealth.Messages {
 		out.Health = "Degraded"
@@ -142,9 +144,13 @@ const (
 	deltaNodeAway  = 10 // stopping, starting: on purpose, and passing
 	deltaNoPrimary = 25
 	deltaRubbish   = 10
+	deltaService   = 25
+	deltaGuard     = 10
+	deltaFault     = 10 // of what a node publishes against its own health
+	deltaDevice    = 10 // a fence device that could not be used now
 )
 
-func clusterHealth(st state, nodes []Node) ClusterHealth {
+func clusterHealth(st state, nodes []Node, words []NodeWord, tests []DeviceTest) ClusterHealth {
 	h := ClusterHealth{Health: 100, Messages: []HealthMessage{}}
 	add := func(id string, delta int, format string, more ...any) {
 		h.Health = max(0, h.Health-delta)
@@ -152,6 +158,28 @@ func clusterHealth(st state, nodes []Node) ClusterHealth {
 	}
 	if st.holder() == "" {
 		add("PRIMARY_NONE", deltaNoPrimary, "nobody holds the primary role")
+	}
+	for _, d := range st.damaged() {
+		add("RECORD_"+d.id, deltaRubbish, "%s", d)
+	}
+	for _, w := range words {
+		if !w.current() {
+			continue // of the past
+		}
+		if v := w.View; v.ServiceFault != "" {
+			add("SERVICE_"+string(w.Node), deltaService, "%s", serviceTrouble(w.Node, v.ServiceFault))
+		}
+		for i, fault := range w.View.GuardFaults {
+			add(fmt.Sprintf("GUARD_%s_%d", w.Node, i+1), deltaGuard, "node %s: its guard complains: %s", w.Node, fault)
+		}
+		for i, fault := range w.View.Faults {
+			add(fmt.Sprintf("NODE_FAULT_%s_%d", w.Node, i+1), deltaFault, "node %s: %s", w.Node, fault)
+		}
+	}
+	for _, d := range tests {
+		if d.Fault != "" && !h.tells(d.Detail) {
+			add("FENCE_DEVICE_"+string(d.Node)+"_"+d.Device, deltaDevice, "%s", deviceTrouble(d))
+		}
 	}
 	for _, n := range nodes {
 		switch cluster.DaemonState(n.DaemonState) {
@@ -174,6 +202,28 @@ func clusterHealth(st state, nodes []Node) ClusterHealth {
 		}
 	}
 	return h
+}
+
+// tells reports whether the detail is among the messages already: the primary
+// publishes what it has found itself as faults of its own, too.
+func (h ClusterHealth) tells(detail string) bool {
+	detail = strings.TrimSpace(detail)
+	return detail != "" && slices.ContainsFunc(h.Messages, func(m HealthMessage) bool { return strings.Contains(m.Text, detail) })
+}
+
+// deviceTrouble says that a fence device could not be used now, and whose power
+// it switches.
+func deviceTrouble(d DeviceTest) string {
+	return fmt.Sprintf("fence device %s of node %s, as node %s last tested it: %s. `pvc fence test %s --wait` tests it anew",
+		d.Device, d.Node, d.By, strings.TrimSuffix(d.Finding(), "."), d.Node)
+}
+
+// serviceTrouble says that a primary-only service fails on the node that holds
+// the role, and what the operator does.
+func serviceTrouble(n cluster.NodeID, fault string) string {
+	return fmt.Sprintf("node %s holds the primary role and lacks a primary-only service: %s. It is started again and again. "+
+		"`journalctl -u pvc-guard -u pvcnoded` on %s says what the service printed; repair it there, or move the role: `pvc node secondary %s --wait`",
+		n, fault, n, n)
 }
 
 func (r *Resources) add(n Node) {

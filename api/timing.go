@@ -83,5 +83,6 @@ func worstCases(t cluster.Timing) []WorstCase {
 		in("fence_claimed", w.FenceClaimed, "until a fence is claimed"),
 		in("fence", w.Fence, "until the node is verified off by its device"),
 		in("watchdog_proof", w.WatchdogProof, "until its armed watchdog is proof enough"),
+		in("recover", max(w.Fence, w.WatchdogProof), "until its death is proven, by its device or its watchdog, so that its work may start elsewhere"),
 	}
 }

@@ -37,6 +37,7 @@ type ClusterView struct {
 	RoleLock      []LockView               `json:"role_lock"`
 	Nodes         []NodeSummary            `json:"nodes"`
 	Fences        []cluster.FenceRecord    `json:"fences"`
+	Orders        []cluster.FenceOrder     `json:"orders"` // of operators, not carried out yet
 	Failover      cluster.FailoverSettings `json:"failover"`
 	Store         StoreView                `json:"store"`
 }
@@ -260,7 +261,7 @@ func (st state) silence(n cluster.NodeView) time.Duration {
 // cluster renders the whole view.
 func (st state) cluster() ClusterView {
 	c := ClusterView{Version: st.version, Stale: !st.readable(), PrimaryWanted: st.wish(),
-		PrimaryNode: string(st.holder()), RoleLock: []LockView{}, Nodes: []NodeSummary{}, Fences: []cluster.FenceRecord{}}
+		PrimaryNode: string(st.holder()), RoleLock: []LockView{}, Nodes: []NodeSummary{}, Fences: []cluster.FenceRecord{}, Orders: []cluster.FenceOrder{}}
 	c.Store.AwaySeconds = st.away.Seconds()
 	if st.snap == nil {
 		return c
@@ -289,6 +290,9 @@ func (st state) cluster() ClusterView {
 		c.Nodes = append(c.Nodes, st.summary(n))
 		if n.Fence.Present && n.Fence.Err == nil {
 			c.Fences = append(c.Fences, n.Fence.Value)
+		}
+		if n.Order.Present && n.Order.Err == nil {
+			c.Orders = append(c.Orders, n.Order.Value)
 		}
 	}
 	return c
@@ -328,7 +332,7 @@ func (st state) summary(n cluster.NodeView) NodeSummary {
 		err  error
 	}{{"daemonmode", n.Mode.Err}, {"keepalive", n.Keepalive.Err}, {"daemonstate", n.Daemon.Err},
 		{"routerstate", n.Router.Err}, {"domainstate", n.Domain.Err}, {"record", n.Record.Err},
-		{"alive", n.Alive.Err}, {"fence", n.Fence.Err}} {
+		{"alive", n.Alive.Err}, {"fence", n.Fence.Err}, {"fence order", n.Order.Err}} {
 		if r.err != nil {
 			v.Faults = append(v.Faults, r.what+": "+r.err.Error())
 		}

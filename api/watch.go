@@ -44,7 +44,7 @@ func (s *Server) watch(w http.ResponseWriter, r *request) error {
 // longPoll answers with the view as soon as its version is not since; with the
 // same view when nothing happened.
 func (s *Server) longPoll(w http.ResponseWriter, r *request, since string) error {
-	wait := r.args.duration("wait", longPollWait)
+	wait := r.args.wait(longPollWait)
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(wait + writeTimeout))
 	over := time.NewTimer(wait)
 	defer over.Stop()

@@ -16,4 +16,7 @@ type Action struct {
 	// Keepalive is the Mzxid of the newest keepalive that the decision rests
 	// on: a newer one withdraws it.
 	Keepalive int64 `json:"keepalive_mzxid,omitempty"`
+	// Spend is the share of the failover budget that the effect's own Multi
+	// writes; nil where nothing is counted.
+	Spend *Spend `json:"spend,omitempty"`
 }

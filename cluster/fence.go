@@ -56,9 +56,58 @@ type FenceRecord struct {
 	// Keepalive is the Mzxid of the newest keepalive of the node that the claim
 	// rests on; a newer one is a sign of life, for whoever carries the record on.
 	Keepalive int64 `json:"keepalive_mzxid,omitempty"`
+	// Order is the id of the operator's order that made the fence, or changed it
+	// last; a fence that an order made spends nothing of the failover budget.
+	Order string `json:"order,omitempty"`
+	// Held: an operator has ended the tries. Nothing more is tried by itself;
+	// the node's return, a confirmation or a new order goes on.
+	Held bool `json:"held,omitempty"`
+	// Policy is what follows for the node's workloads, written with the proof:
+	// migrate or none.
+	Policy string `json:"policy,omitempty"`
 }
 
 // Ended reports whether nothing further happens to the record by itself.
 func (f FenceRecord) Ended() bool {
 	return f.Stage == FenceDone || f.Stage == FenceCanceled || f.Stage == FenceManual
 }
+
+// WatchdogWord is what one start of a node publishes of its watchdog, in its
+// node record. It is the only ground on which others count the watchdog's bound
+// as a dead-proof (I4), so that it says less than is known, never more.
+type WatchdogWord struct {
+	// Armed: the device runs and is fed by the acknowledged keepalive alone.
+	Armed bool `json:"armed"`
+	// Hardware: not a timer of the kernel that may be what hangs.
+	Hardware bool `json:"hardware"`
+	// Stored: the device's descriptor outlives the process that feeds it. Where
+	// it does not, the kernel feeds once more when that process ends.
+	Stored bool `json:"stored"`
+	// TimeoutMS is W as read back from the device.
+	TimeoutMS int64 `json:"timeout_ms"`
+	// StopMS is Q·K of this node: so long after the send of its last acknowledged
+	// keepalive the device is fed at the latest.
+	StopMS int64 `json:"stop_ms"`
+}
+
+// FenceTests is how the devices of one node did when they were last asked,
+// under KeyFenceTests.
+type FenceTests struct {
+	Version int            `json:"v"`
+	UnixMS  int64          `json:"unix_ms"` // when, for people
+	By      NodeID         `json:"by"`      // from where: another coordinator may reach them, or not
+	Epoch   Epoch          `json:"epoch"`
+	Devices []DeviceReport `json:"devices"`
+}
+
+// The refusals of operators' fence orders, beside those that automatic failover has.
+const (
+	RefuseOneself     RefusalCode = "oneself"             // the primary does not fence itself; another is to hold the role first
+	RefuseIncarnation RefusalCode = "unknown_incarnation" // the order names no start of the node, or not its present one
+	RefuseUnderWay    RefusalCode = "fence_under_way"     // an order to a device is out already
+	RefuseProven      RefusalCode = "already_proven"      // this start of the node is proven dead
+	RefuseNoFence     RefusalCode = "no_fence"            // there is nothing that could be cancelled
+	RefuseNoReason    RefusalCode = "no_reason"           // a confirmation needs one, and a name
+	RefuseOrder       RefusalCode = "order_not_understood"
+	RefuseOverdue     RefusalCode = "not_in_time" // it could not be carried out within the time given
+)

@@ -9,7 +9,14 @@ type DeadlineOwner string
 // The owners known by name; a fence attempt's is "fence:<record id>".
 const (
 	OwnerPrimary DeadlineOwner = "primary" // the primary role: addresses, gate, primary-only services
-	OwnerNode    DeadlineOwner = "node"    // Q·K after the last acknowledged keepalive: protected work
+	// OwnerNode is the node's own right: Q·K after the send of the last
+	// acknowledged keepalive, or the end of the promises that cover it. Protected
+	// work hangs on it, the feeding of the watchdog, and, beside its own deadline,
+	// the primary role: where it ends, that ends, too. Its epoch is always the
+	// same, since nobody else could hold it, and not kept over reboots. Once it
+	// has been begun, or where this machine may be reset, no role is begun while
+	// it is not held.
+	OwnerNode DeadlineOwner = "node"
 )
 
 // RoleDeadline is an absolute instant of this host at which the guard ends all
@@ -62,6 +69,7 @@ type GuardState struct {
 	GateOpen  []string          `json:"gate_open"` // names of addresses whose element lives
 	Services  []ServiceState    `json:"services"`
 	Faults    []string          `json:"faults"` // health faults, in words
+	Watchdog  WatchdogState     `json:"watchdog,omitzero"`
 }
 
 // GuardEvent is something the guard did or saw of its own accord.
@@ -91,6 +99,8 @@ type PreflightRequest struct {
 // PreflightResult lists what stands against serving, in words; empty is fit.
 type PreflightResult struct {
 	Problems []string `json:"problems"`
+	// MaxEpoch is the largest epoch that the guard has seen for the primary role.
+	MaxEpoch Epoch `json:"max_epoch,omitempty"`
 }
 
 // RunRequest asks the guard to run one program under an owner's deadline.

@@ -19,6 +19,11 @@ type Lease struct {
 	// where require_dead_proof is set: whoever takes the role owes their proofs
 	// before it may answer for an address.
 	Unproven []Unproven `json:"unproven,omitempty"`
+	// Coordinators are those that its holder asks before it goes on without the
+	// store, where the failsafe is on; in order, itself among them. Who is not
+	// named takes no lease that has merely expired: the holder may be going on by
+	// the word of those who are (I1). Empty: the holder never goes on.
+	Coordinators []NodeID `json:"coordinators,omitempty"`
 }
 
 // Unproven names one start of a lost holder.

@@ -122,9 +122,12 @@ type NodeRecord struct {
 	Incarnation Incarnation `json:"incarnation"`
 	Priority    int         `json:"priority"` // larger is preferred as primary
 	API         string      `json:"api,omitempty"`
+	Peer        string      `json:"peer,omitempty"`      // host:port at which it answers other nodes
 	Addresses   []string    `json:"addresses,omitempty"` // floating addresses it can carry, CIDR@interface
 	MACs        []string    `json:"macs,omitempty"`      // hardware addresses of the floating interfaces, so that a conflict probe knows the holder
 	Fencing     string      `json:"fencing,omitempty"`   // device kind, for display only
+	// Watchdog is this start's word on its watchdog; nil: there is none to count on.
+	Watchdog *WatchdogWord `json:"watchdog,omitempty"`
 }
 
 // FloatingAddress is an address that the primary, and nobody else, answers for.

@@ -9,7 +9,11 @@ type Versioned[T any] struct {
 	Present bool
 	SeenAt  Instant // first observation of (Mzxid); liveness is judged by this alone
 	Mzxid   int64   // changes with every write, over deletion and re-creation too
-	Err     error
+	// WrittenMS is the write's instant by the wall clock of ZooKeeper's leader,
+	// UNIX milliseconds, 0 if not known: for people and for measuring on one
+	// machine, never for a decision.
+	WrittenMS int64
+	Err       error
 }
 
 // NodeView is one node as observed.
@@ -23,6 +27,7 @@ type NodeView struct {
 	Record    Versioned[NodeRecord]
 	Alive     Versioned[Alive]
 	Fence     Versioned[FenceRecord]
+	Order     Versioned[FenceOrder] // an operator's, not carried out yet
 }
 
 // Snapshot is an immutable view of the coordination records. A consumer never

@@ -1,5 +1,7 @@
 package cluster
 
+import "slices"
+
 // Phase is a step of a hand-over; see agent/role for the machine that walks them.
 type Phase string
 
@@ -48,10 +50,13 @@ type TransitionStep struct {
 // Transition is the record of the running or last hand-over. Both sides resume
 // from it after a restart.
 type Transition struct {
-	Version      int              `json:"v"`
-	ID           string           `json:"id"`
-	Epoch        Epoch            `json:"epoch"` // the lease's epoch when it began
-	From         NodeID           `json:"from"`  // empty when nobody held the role
+	Version int    `json:"v"`
+	ID      string `json:"id"`
+	Epoch   Epoch  `json:"epoch"` // the lease's epoch when it began
+	// NextEpoch is at which epoch the candidate can act, at least: larger than any
+	// that its host has seen. C hands the role over at this one or a larger (I2).
+	NextEpoch    Epoch            `json:"next_epoch,omitempty"`
+	From         NodeID           `json:"from"` // empty when nobody held the role
 	To           NodeID           `json:"to"`
 	ToIncarn     Incarnation      `json:"to_incarnation"`
 	Cause        Cause            `json:"cause"`
@@ -72,8 +77,6 @@ func (t Transition) Running() bool { return t.ID != "" && t.State == TransitionR
 
 // WithStep returns a copy with the step appended; the receiver's slice is not shared.
 func (t Transition) WithStep(s TransitionStep) Transition {
-	steps := make([]TransitionStep, len(t.Steps), len(t.Steps)+1)
-	copy(steps, t.Steps)
-	t.Steps = append(steps, s)
+	t.Steps = slices.Concat(t.Steps, []TransitionStep{s})
 	return t
 }

@@ -37,6 +37,8 @@ const (
 	KeyLog                       // (node) string, newest lines
 	KeyFault                     // (name) "<id>/<leaf>"
 	KeyFaultRoot                 // (name) fault id
+	KeyFenceOrder                // (node) FenceOrder
+	KeyFenceTests                // (node) FenceTests
 )
 
 // Key identifies one record.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"pvc.internal/cluster"
 )
 
 // The actions of an attempt.
@@ -14,6 +16,10 @@ const (
 	ActionOff    = "off"    // take power and poll until it reads off
 	ActionStatus = "status" // read once
 	ActionOn     = "on"     // order power on; does not wait for it
+	ActionTest   = "test"   // reach the device, log in, read the power state; changes nothing
+
+	// ActionSoft is no device's: the node itself is asked to stop.
+	ActionSoft = "soft"
 )
 
 // The results of an attempt, as they stand in the record.
@@ -22,15 +28,25 @@ const (
 	ResultOn      = "on"      // read on, or the order to go on was acknowledged
 	ResultUnknown = "unknown" // no power state could be read: never a success
 	ResultFailed  = "failed"  // it was told to go off and still reads on at the deadline
+
+	// ResultStopped is the node's own word after ActionSoft; it proves nothing.
+	ResultStopped = "stopped"
 )
 
 // Attempt is what a child process is told on its standard input: one action of
 // one device. Its password travels nowhere else.
 type Attempt struct {
-	Version  int    `json:"v"`
-	Device   Device `json:"device"`
-	Password string `json:"password"`
-	Action   string `json:"action"`
+	Version     int                 `json:"v"`
+	Device      Device              `json:"device"`
+	Password    string              `json:"password"`
+	Action      string              `json:"action"`
+	Node        cluster.NodeID      `json:"node,omitempty"`        // whose power it is
+	Incarnation cluster.Incarnation `json:"incarnation,omitempty"` // the one to be fenced, where there is one
+}
+
+// Format implements fmt.Formatter without the password, whatever the verb.
+func (a Attempt) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "%s at device %q", a.Action, a.Device.Name)
 }
 
 // AttemptResult is what the child prints on its standard output.
@@ -39,6 +55,9 @@ type AttemptResult struct {
 	Result  string `json:"result"`
 	Error   string `json:"error,omitempty"`
 	Micros  int64  `json:"us"`
+
+	Fault Fault    `json:"fault,omitempty"` // of a failed test: what kind of failure
+	Notes []string `json:"notes,omitempty"` // of a test: what works but should be known
 }
 
 // The exit statuses of AttemptMain.
@@ -79,35 +98,63 @@ func (a Attempt) validate() error {
 		return fmt.Errorf("attempt of version %d: this program knows 1", a.Version)
 	}
 	switch a.Action {
-	case ActionOff, ActionStatus, ActionOn:
+	case ActionOff, ActionStatus, ActionOn, ActionTest:
 	default:
-		return fmt.Errorf("action %q is not one of off, status, on", a.Action)
+		return fmt.Errorf("action %q is not one of off, status, on, test", a.Action)
 	}
-	if len(a.Password) < 1 || len(a.Password) > maxPassword {
-		return fmt.Errorf("password of device %q: want 1–%d bytes, has %d", a.Device.Name, maxPassword, len(a.Password))
+	if a.Password != "" || a.Device.Type.needsPassword() {
+		if err := a.Device.checkPassword(NewSecret(a.Password), "the attempt"); err != nil {
+			return err
+		}
 	}
 	return a.Device.Validate()
 }
 
+// powerDevice is a device in the hands of one attempt. Each method returns a
+// result also where it returns an error, and ends with ctx.
+type powerDevice interface {
+	// off takes power and returns ResultOff once it reads off, nothing else.
+	off(ctx context.Context) (string, error)
+	status(ctx context.Context) (string, error)
+	on(ctx context.Context) (string, error)
+}
+
+// power makes the device of its type; Validate has passed.
+func (a Attempt) power() powerDevice {
+	password := NewSecret(a.Password)
+	switch a.Device.Type {
+	case TypeRedfish:
+		return newRedfish(a.Device, password)
+	case TypeAgent:
+		return agentDevice{device: a.Device, password: password, node: a.Node}
+	case TypeExec:
+		return execDevice{device: a.Device, password: password, node: a.Node, incarnation: a.Incarnation}
+	}
+	return ipmiDevice{device: a.Device, password: a.Password}
+}
+
 func (a Attempt) do(ctx context.Context) AttemptResult {
-	device := ipmiDevice{device: a.Device, password: a.Password}
-	var result string
+	device := a.power()
+	var r AttemptResult
 	var err error
 	switch a.Action {
 	case ActionOff:
-		result, err = device.off(ctx)
+		r.Result, err = device.off(ctx)
 	case ActionStatus:
-		result, err = device.status(ctx)
+		r.Result, err = device.status(ctx)
 	case ActionOn:
-		result, err = device.on(ctx)
+		r.Result, err = device.on(ctx)
+	case ActionTest:
+		r, err = test(ctx, device)
 	}
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("%w (total deadline %s)", err, a.Device.Timeout)
 		}
-		return AttemptResult{Result: result, Error: err.Error()}
+		// A device's or a program's own words may repeat what it was told.
+		r.Error = clip(NewSecret(a.Password).Scrub(err.Error()))
 	}
-	return AttemptResult{Result: result}
+	return r
 }
 
 func printResult(w io.Writer, r AttemptResult, code int) int {

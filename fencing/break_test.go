@@ -162,3 +162,29 @@ func TestSwitchesThatCannotBeReadForbid(t *testing.T) {
 		})
 	}
 }
+
+// lagging is a store whose view of the fence record is one look behind.
+type lagging struct {
+	*fakeStore
+	before *cluster.Versioned[cluster.FenceRecord]
+}
+
+func (s lagging) Refresh(ctx context.Context) (*cluster.Snapshot, error) {
+	snap, err := s.fakeStore.Refresh(ctx)
+	if err == nil {
+		view := snap.Nodes["b"]
+		now := view.Fence
+		view.Fence, *s.before = *s.before, now
+		snap.Nodes["b"] = view
+	}
+	return snap, err
+}
+
+// TestAViewThatLagsBehindOnesOwnWrites is no other fencer's doing: the record's
+// version decides.
+func TestAViewThatLagsBehindOnesOwnWrites(t *testing.T) {
+	b := newBench(t)
+	b.Store = lagging{b.store, &cluster.Versioned[cluster.FenceRecord]{}}
+	r, _, err := b.Fence(t.Context(), b.action())
+	checkFenced(t, b, r, err)
+}

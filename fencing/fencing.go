@@ -25,7 +25,17 @@ type Store interface {
 	Unlock(ctx context.Context, kind cluster.KeyKind, child cluster.LockChild) error
 }
 
-// Options are what a Fencer is made of. All but Log are needed.
+// Soft asks a node to stop by itself before its power is taken. It proves
+// nothing: power is taken afterwards, whatever was answered.
+type Soft interface {
+	// Answers reports whether the node answers questions past ZooKeeper now.
+	Answers(n cluster.NodeID) bool
+	// Stop asks exactly this start of the node to end what it protects, and
+	// returns when it says that it has, or when ctx ends.
+	Stop(ctx context.Context, n cluster.NodeID, i cluster.Incarnation, e cluster.Epoch) error
+}
+
+// Options are what a Fencer is made of. All but those named optional are needed.
 type Options struct {
 	Store  Store
 	Runner Runner
@@ -33,7 +43,22 @@ type Options struct {
 	Owner  cluster.LockOwner // this node and the incarnation of its daemon
 	NewID  func() string     // of fence records, unique over the cluster's life
 	WallMS func() int64      // unix milliseconds, for people
-	Log    *zap.Logger
+	Log    *zap.Logger       // optional
+
+	// Clock is that of the snapshots' instants. Optional: without it no
+	// watchdog's bound is ever counted as a proof.
+	Clock cluster.Clock
+	// StopAfter is Q·K, cluster.Timing.StopAfter; for the watchdog's bound.
+	StopAfter time.Duration
+	// Promised is the end of the last promise to the node that it may go on
+	// with its work, Never for none (failsafe.Promised). Optional where nothing
+	// is promised.
+	Promised func(cluster.NodeID) cluster.Instant
+	// Soft is optional: without it, and where the node does not answer, power is
+	// taken at once.
+	Soft Soft
+	// TestRun starts the children of device tests; optional, see Tester.Run.
+	TestRun func(ctx context.Context, r cluster.RunRequest) (cluster.RunResult, error)
 }
 
 // Fencer carries fence records through their stages. Its methods block for as
@@ -64,6 +89,7 @@ const (
 	commitWait  = 2 * time.Second        // for one Multi's reply
 	commitTries = 40                     // conflicts with one's own renewals, lost replies
 	commitPause = 100 * time.Millisecond // between tries that were not answered
+	softWait    = 2 * time.Second        // for the node itself to stop what it protects
 )
 
 // Fence claims the action's fence and carries it as far as it goes: to done,
@@ -96,16 +122,21 @@ func (f *Fencer) Resume(ctx context.Context, node cluster.NodeID) (cluster.Fence
 		if err != nil {
 			return err
 		}
-		if w.record.Value.Stage == cluster.FenceFailed {
-			err = w.step(ctx, Event{Kind: EventRetry}, nil)
-		}
-		if err == nil {
-			refusal, err = w.drive(ctx)
-		}
+		refusal, err = w.again(ctx)
 		record = w.record.Value
 		return err
 	})
 	return record, refusal, err
+}
+
+// again drives the record on, a failed one by its next try.
+func (w *work) again(ctx context.Context) (*cluster.Refusal, error) {
+	if w.record.Value.Stage == cluster.FenceFailed {
+		if err := w.step(ctx, Event{Kind: EventRetry}, nil); err != nil {
+			return nil, err
+		}
+	}
+	return w.drive(ctx)
 }
 
 // DueNodes lists the nodes whose fence needs Resume now, in order (see Due).
@@ -118,28 +149,6 @@ func DueNodes(snap *cluster.Snapshot, now cluster.Instant) []cluster.NodeID {
 	}
 	slices.Sort(due)
 	return due
-}
-
-// Confirm records an operator's word that the node has no power, in place of a
-// device's, and carries the fence on from there. It needs a reason and a record
-// that has no proof yet; without one it returns cluster.ErrNotFound.
-func (f *Fencer) Confirm(ctx context.Context, node cluster.NodeID, reason string) (cluster.FenceRecord, error) {
-	var record cluster.FenceRecord
-	if reason == "" {
-		return record, fmt.Errorf("confirm the fence of node %s: a reason is needed: %w", node, cluster.ErrRefused)
-	}
-	err := f.locked(ctx, node, func(ctx context.Context) error {
-		w, err := f.adopt(ctx, node)
-		if err != nil {
-			return err
-		}
-		if err = w.step(ctx, Event{Kind: EventProof, Proof: ProofConfirmed, Detail: "confirmed by an operator: " + reason}, nil); err == nil {
-			_, err = w.drive(ctx)
-		}
-		record = w.record.Value
-		return err
-	})
-	return record, err
 }
 
 // locked runs body as the only fencer of the cluster.
@@ -166,9 +175,39 @@ type work struct {
 	*Fencer
 	node    cluster.NodeID
 	record  cluster.Versioned[cluster.FenceRecord]
+	view    cluster.NodeView // of the node, as of the last look
 	epoch   cluster.Epoch
-	resumed bool               // an attempt of an earlier fencer may have been under way
-	from    cluster.FenceStage // at which an earlier fencer's record was adopted
+	resumed bool                   // an attempt of an earlier fencer may have been under way
+	from    cluster.FenceStage     // at which an earlier fencer's record was adopted
+	asked   bool                   // the node was asked to stop by itself
+	soft    []cluster.FenceAttempt // how that went
+	proven  []Device               // the level that read off when power was taken, in this very run
+	cleaned *int32                 // version of the daemon state as this run has written it
+}
+
+// begin is work on the node's record as the view has it.
+func (f *Fencer) begin(snap *cluster.Snapshot, node cluster.NodeID) *work {
+	view := snap.Nodes[node]
+	return &work{Fencer: f, node: node, record: view.Fence, view: view, epoch: snap.Lease.Value.Epoch}
+}
+
+// fresh is a new record of this fencer's about one start of the node. What is
+// known of devices from an earlier fence of the same start stays known: one of
+// them may still be dark.
+func (w *work) fresh(i cluster.Incarnation, keepalive int64, reason string) cluster.FenceRecord {
+	record := cluster.FenceRecord{
+		Version: 1, ID: w.NewID(), Node: w.node, Incarnation: i, Epoch: w.epoch, By: w.Owner.Node,
+		Stage: cluster.FenceClaimed, Reason: reason, StartedMS: w.WallMS(), Keepalive: keepalive,
+	}
+	if earlier := w.record; readable(earlier) && earlier.Value.Incarnation == i {
+		record.Attempts = earlier.Value.Attempts
+	}
+	return record
+}
+
+// readable reports whether there is a record that this program can carry on.
+func readable(r cluster.Versioned[cluster.FenceRecord]) bool {
+	return r.Present && r.Err == nil && r.Value.ID != "" && r.Value.Stage.Known()
 }
 
 // claim creates the record, or adopts one of the same incarnation.
@@ -178,25 +217,23 @@ func (f *Fencer) claim(ctx context.Context, a cluster.Action) (*work, *cluster.R
 		if err != nil {
 			return nil, nil, err
 		}
-		view := snap.Nodes[a.Node]
-		seen := view.Fence
-		w := &work{Fencer: f, node: a.Node, record: seen, epoch: snap.Lease.Value.Epoch}
-		if seen.Present && seen.Value.Incarnation == a.Incarnation && seen.Value.ID != "" &&
-			seen.Value.Stage.Known() && !seen.Value.Ended() {
+		w := f.begin(snap, a.Node)
+		if readable(w.record) && w.record.Value.Incarnation == a.Incarnation && !w.record.Value.Ended() {
 			adopted, err := f.adopt(ctx, a.Node)
 			return adopted, nil, err
 		}
-		record := cluster.FenceRecord{
-			Version: 1, ID: f.NewID(), Node: a.Node, Incarnation: a.Incarnation, Epoch: w.epoch, By: f.Owner.Node,
-			Stage: cluster.FenceClaimed, Reason: a.Reason, StartedMS: f.WallMS(), Keepalive: a.Keepalive,
+		if held := w.record.Value; readable(w.record) && held.Incarnation == a.Incarnation && held.Held {
+			return nil, &cluster.Refusal{Code: cluster.RefuseDisabled, Node: a.Node, Detail: fmt.Sprintf(
+				"node %s: its fence was %s; order it anew, or confirm that it has no power", a.Node, held.Result)}, nil
 		}
+		record := w.fresh(a.Incarnation, a.Keepalive, a.Reason)
 		if detail := unreadable(snap); detail != "" {
 			return nil, &cluster.Refusal{Code: cluster.RefuseDisabled, Node: a.Node, Detail: detail}, nil
 		}
-		if detail, _, back := HasReturned(record, view); back {
-			return nil, &cluster.Refusal{Code: cluster.RefuseNotSuspectEnough, Node: a.Node, Detail: detail}, nil
+		if back, ok := HasReturned(record, w.view); ok {
+			return nil, &cluster.Refusal{Code: cluster.RefuseNotSuspectEnough, Node: a.Node, Detail: back.Detail}, nil
 		}
-		written, err := w.write(ctx, snap, record, nil)
+		written, err := w.write(ctx, record, snap, nil)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -215,17 +252,17 @@ func (f *Fencer) adopt(ctx context.Context, node cluster.NodeID) (*work, error) 
 		if err != nil {
 			return nil, err
 		}
-		seen := snap.Nodes[node].Fence
-		if !seen.Present || seen.Err != nil || seen.Value.ID == "" || !seen.Value.Stage.Known() {
+		w := f.begin(snap, node)
+		if !readable(w.record) {
 			return nil, fmt.Errorf("carry on the fence of node %s: there is no readable record: %w", node, cluster.ErrNotFound)
 		}
-		w := &work{Fencer: f, node: node, record: seen, epoch: snap.Lease.Value.Epoch, resumed: underWay(seen.Value.Stage), from: seen.Value.Stage}
-		record := seen.Value
+		record := w.record.Value
+		w.resumed, w.from = underWay(record.Stage), record.Stage
 		if record.Epoch == w.epoch && record.By == f.Owner.Node {
 			return w, nil
 		}
 		record.Epoch, record.By = w.epoch, f.Owner.Node
-		written, err := w.write(ctx, snap, record, nil)
+		written, err := w.write(ctx, record, snap, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -253,9 +290,9 @@ func (w *work) drive(ctx context.Context) (*cluster.Refusal, error) {
 			return nil, fmt.Errorf("fence node %s, in stage %s: %w", w.node, w.record.Value.Stage, context.Cause(ctx))
 		}
 		var err error
-		switch w.record.Value.Stage {
+		switch r := w.record.Value; r.Stage {
 		case cluster.FenceClaimed, cluster.FenceSoft:
-			err = w.arm(ctx)
+			err = w.prepare(ctx)
 		case cluster.FencePowerOff:
 			err = w.powerOff(ctx)
 		case cluster.FenceVerify:
@@ -268,7 +305,10 @@ func (w *work) drive(ctx context.Context) (*cluster.Refusal, error) {
 			}
 			err = w.recover(ctx)
 		case cluster.FenceManual:
-			return &cluster.Refusal{Code: cluster.RefuseNoDevice, Node: w.node, Detail: w.record.Value.Result}, nil
+			if r.Held {
+				return nil, nil
+			}
+			return &cluster.Refusal{Code: cluster.RefuseNoDevice, Node: w.node, Detail: r.Result}, nil
 		default: // over, or waiting for its next try
 			return nil, nil
 		}

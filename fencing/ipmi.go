@@ -42,7 +42,8 @@ func (d ipmiDevice) off(ctx context.Context) (string, error) {
 		return ResultOff, nil
 	}
 	orderErr := session.order(ctx, chassis.ChassisControlPowerDown)
-	last, pollErr := ResultUnknown, error(nil)
+	var last string
+	var pollErr error
 	for {
 		on, err := session.powered(ctx)
 		switch {

@@ -3,6 +3,7 @@ package fencing
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"pvc.internal/cluster"
@@ -36,12 +37,13 @@ const (
 	EventRetry                          // the backoff has passed
 	EventNoDevice                       // nothing is configured that could fence the node
 	EventSoftFirst                      // try a soft shutdown before power is taken
-	EventWithdrawn                      // fencing was switched off meanwhile: maintenance, or disabled
+	EventWithdrawn                      // fencing was switched off meanwhile: maintenance, disabled, or the budget is spent
+	EventHeld                           // an operator ends the tries; Event.Order names the order
 )
 
 // String names the event.
 func (k EventKind) String() string {
-	names := [...]string{"invalid", "proceed", "returned", "failed", "proof", "retry", "no_device", "soft_first", "withdrawn"}
+	names := [...]string{"invalid", "proceed", "returned", "failed", "proof", "retry", "no_device", "soft_first", "withdrawn", "held"}
 	if int(k) >= len(names) {
 		return names[0]
 	}
@@ -57,10 +59,13 @@ type Event struct {
 	Proof    string        // EventProof: which; EventReturned: ProofReturned if the boot is new
 	Detail   string        // for people; becomes the record's Result
 	Attempts []cluster.FenceAttempt
+	Order    string // the operator's order that it comes from; empty: none
+	Policy   Policy // of a proof: what follows for the node's workloads
 }
 
-// maxAttempts bounds the record's list: the newest are kept, so that a fence
-// that is retried for days does not outgrow its znode.
+// maxAttempts bounds the record's list, so that a fence that is retried for days
+// does not outgrow its znode: the newest are kept, and of each device the newest
+// known one in any case, since by it the device is given power again.
 const maxAttempts = 16
 
 // Next applies an event to a record and returns the record to write. The input
@@ -70,8 +75,12 @@ const maxAttempts = 16
 //	 │  ▲                    │          │          ▲
 //	 │  └─────retry── failed ◀──────────┘          └── a proof from elsewhere, from any
 //	 │                 │                               stage before it, manual too
-//	 │                 └─▶ manual ◀── no device, from claimed too
+//	 │                 └─▶ manual ◀── no device, or held by an operator; from claimed
+//	 │                                and soft too
 //	 └─▶ canceled ◀── returned or withdrawn, from soft, failed and manual too
+//
+// soft is entered only where the node still answers directly, so that it can be
+// asked to stop by itself; whatever it answers is no proof.
 //
 // From power_off on a return no longer cancels: the write that entered it was
 // checked against the node's alive and keepalive, so the two cannot both win
@@ -100,6 +109,15 @@ func Next(r cluster.FenceRecord, e Event) (cluster.FenceRecord, error) {
 	if e.Kind == EventProof || (e.Kind == EventReturned && e.Proof != "") {
 		next.Proof = e.Proof
 	}
+	if to == cluster.FenceFenced || e.Policy != "" {
+		next.Policy = string(e.Policy)
+	}
+	if e.Order != "" {
+		next.Order = e.Order
+	}
+	if next.Held = r.Held && to == cluster.FenceManual; e.Kind == EventHeld {
+		next.Held = true
+	}
 	if to == cluster.FencePowerOff {
 		next.Tries++ // the results of an earlier try no longer count
 	}
@@ -121,6 +139,8 @@ func edge(from cluster.FenceStage, e Event) (cluster.FenceStage, bool) {
 		return cluster.FenceClaimed, from == cluster.FenceFailed
 	case EventNoDevice:
 		return cluster.FenceManual, from == cluster.FenceClaimed || from == cluster.FenceFailed
+	case EventHeld:
+		return cluster.FenceManual, from == cluster.FenceClaimed || from == cluster.FenceSoft || from == cluster.FenceFailed
 	case EventProof:
 		return cluster.FenceFenced, e.Proof != "" && beforeProof(from)
 	}
@@ -158,13 +178,20 @@ func beforeProof(s cluster.FenceStage) bool {
 func appendAttempts(old, more []cluster.FenceAttempt) []cluster.FenceAttempt {
 	all := make([]cluster.FenceAttempt, 0, len(old)+len(more))
 	all = append(append(all, old...), more...)
-	if len(all) > maxAttempts {
-		all = all[len(all)-maxAttempts:]
+	kept := make([]cluster.FenceAttempt, 0, maxAttempts)
+	seen := make(map[string]bool)
+	for i, a := range slices.Backward(all) {
+		known := a.Result != ResultUnknown
+		if len(all)-i <= maxAttempts || known && !seen[a.Device] {
+			kept = append(kept, a)
+		}
+		seen[a.Device] = seen[a.Device] || known
 	}
-	if len(all) == 0 {
+	if len(kept) == 0 {
 		return nil
 	}
-	return all
+	slices.Reverse(kept)
+	return kept
 }
 
 // The backoff between tries: 5 s, doubled by each try, at most one minute. It
@@ -196,37 +223,4 @@ func Due(r cluster.Versioned[cluster.FenceRecord], now cluster.Instant) bool {
 		return now.Sub(r.SeenAt) >= Backoff(r.Value.Tries)
 	}
 	return true
-}
-
-// HasReturned reports whether the node shows life that the fence must not hit:
-// a later incarnation, a keepalive other than the one that the claim rests on,
-// or an alive record written after that. It returns a text for people and, for
-// a new start, the dead-proof that this is for the old incarnation.
-func HasReturned(r cluster.FenceRecord, n cluster.NodeView) (detail, proof string, returned bool) {
-	for _, inc := range []cluster.Incarnation{recordOf(n), aliveOf(n)} {
-		if inc != "" && inc != r.Incarnation {
-			return fmt.Sprintf("node %s is back as incarnation %s", r.Node, inc), ProofReturned, true
-		}
-	}
-	if n.Keepalive.Present && n.Keepalive.Mzxid != r.Keepalive {
-		return fmt.Sprintf("node %s wrote a keepalive after it was judged dead", r.Node), "", true
-	}
-	if n.Alive.Present && n.Alive.Mzxid > r.Keepalive {
-		return fmt.Sprintf("node %s opened a session after it was judged dead", r.Node), "", true
-	}
-	return "", "", false
-}
-
-func recordOf(n cluster.NodeView) cluster.Incarnation {
-	if !n.Record.Present || n.Record.Err != nil {
-		return ""
-	}
-	return n.Record.Value.Incarnation
-}
-
-func aliveOf(n cluster.NodeView) cluster.Incarnation {
-	if !n.Alive.Present || n.Alive.Err != nil {
-		return ""
-	}
-	return n.Alive.Value.Incarnation
 }

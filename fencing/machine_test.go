@@ -22,10 +22,11 @@ var edges = map[cluster.FenceStage]map[EventKind]cluster.FenceStage{
 	cluster.FenceClaimed: {
 		EventProceed: cluster.FencePowerOff, EventSoftFirst: cluster.FenceSoft, EventReturned: cluster.FenceCanceled,
 		EventWithdrawn: cluster.FenceCanceled, EventNoDevice: cluster.FenceManual, EventProof: cluster.FenceFenced,
+		EventHeld: cluster.FenceManual,
 	},
 	cluster.FenceSoft: {
 		EventProceed: cluster.FencePowerOff, EventReturned: cluster.FenceCanceled, EventWithdrawn: cluster.FenceCanceled,
-		EventProof: cluster.FenceFenced,
+		EventProof: cluster.FenceFenced, EventHeld: cluster.FenceManual,
 	},
 	cluster.FencePowerOff: {EventProceed: cluster.FenceVerify, EventFailed: cluster.FenceFailed, EventProof: cluster.FenceFenced},
 	cluster.FenceVerify:   {EventProceed: cluster.FenceFenced, EventFailed: cluster.FenceFailed, EventProof: cluster.FenceFenced},
@@ -33,14 +34,14 @@ var edges = map[cluster.FenceStage]map[EventKind]cluster.FenceStage{
 	cluster.FenceRecover:  {EventProceed: cluster.FenceDone},
 	cluster.FenceFailed: {
 		EventRetry: cluster.FenceClaimed, EventReturned: cluster.FenceCanceled, EventWithdrawn: cluster.FenceCanceled,
-		EventNoDevice: cluster.FenceManual, EventProof: cluster.FenceFenced,
+		EventNoDevice: cluster.FenceManual, EventProof: cluster.FenceFenced, EventHeld: cluster.FenceManual,
 	},
 	cluster.FenceManual: {EventReturned: cluster.FenceCanceled, EventWithdrawn: cluster.FenceCanceled, EventProof: cluster.FenceFenced},
 }
 
 func TestEveryEdgeOfTheMachine(t *testing.T) {
 	for _, from := range allStages {
-		for kind := EventProceed; kind <= EventWithdrawn; kind++ {
+		for kind := EventProceed; kind <= EventHeld; kind++ {
 			r := cluster.FenceRecord{ID: "f", Stage: from, Tries: 2, Epoch: 5}
 			next, err := Next(r, Event{Kind: kind, ID: "f", Try: 2, Epoch: 5, Proof: ProofConfirmed})
 			want, ok := edges[from][kind]
@@ -89,7 +90,7 @@ func TestNoRunOfEventsFencesWithoutProof(t *testing.T) {
 		r := cluster.FenceRecord{ID: "f", Stage: cluster.FenceClaimed}
 		for range rapid.IntRange(1, 40).Draw(t, "events") {
 			e := Event{
-				Kind: EventKind(rapid.IntRange(0, int(EventWithdrawn)+1).Draw(t, "kind")),
+				Kind: EventKind(rapid.IntRange(0, int(EventHeld)+1).Draw(t, "kind")),
 				ID:   "f", Try: r.Tries, Proof: rapid.SampledFrom([]string{"", ProofConfirmed}).Draw(t, "proof"),
 				Attempts: []cluster.FenceAttempt{{Device: "d", Result: ResultOff}},
 			}
@@ -136,30 +137,17 @@ func TestDueAndBackoff(t *testing.T) {
 	}
 }
 
-func TestHasReturned(t *testing.T) {
-	r := cluster.FenceRecord{Node: "b", Incarnation: "old", Keepalive: 7}
-	view := func(record, alive cluster.Incarnation, keepalive int64) cluster.NodeView {
-		n := cluster.NodeView{Keepalive: cluster.Versioned[int64]{Present: true, Mzxid: keepalive}}
-		n.Record = cluster.Versioned[cluster.NodeRecord]{Present: true, Value: cluster.NodeRecord{Incarnation: record}}
-		n.Alive = cluster.Versioned[cluster.Alive]{Present: alive != "", Value: cluster.Alive{Incarnation: alive}}
-		return n
+// The newest result of each device outlives any number of tries: by it the
+// device is given power again.
+func TestTheNewestResultOfEachDeviceIsKept(t *testing.T) {
+	r := cluster.FenceRecord{ID: "f", Stage: cluster.FencePowerOff, Attempts: results("left=off")}
+	for range 3 * maxAttempts {
+		r.Attempts = appendAttempts(r.Attempts, results("right=failed", "bmc=unknown"))
 	}
-	session := func(n cluster.NodeView, mzxid int64) cluster.NodeView { n.Alive.Mzxid = mzxid; return n }
-	for name, c := range map[string]struct {
-		view  cluster.NodeView
-		proof string
-		back  bool
-	}{
-		"still dead":             {view("old", "", 7), "", false},
-		"its alive lingers":      {view("old", "old", 7), "", false},
-		"a new session":          {session(view("old", "old", 7), 8), "", true},
-		"a fresh keepalive":      {view("old", "old", 8), "", true},
-		"a new incarnation":      {view("new", "new", 8), ProofReturned, true},
-		"a new alive alone":      {view("old", "new", 7), ProofReturned, true},
-		"a new record, not seen": {view("new", "", 7), ProofReturned, true},
-	} {
-		if detail, proof, back := HasReturned(r, c.view); back != c.back || proof != c.proof || (detail == "") == back {
-			t.Errorf("%s: %q, %q, %v", name, detail, proof, back)
-		}
+	if len(r.Attempts) != maxAttempts+1 || r.Attempts[0].Device != "left" || r.Attempts[0].Result != ResultOff {
+		t.Errorf("kept %d, the oldest is %+v", len(r.Attempts), r.Attempts[0])
+	}
+	if got := r.Attempts[len(r.Attempts)-1].Device; got != "bmc" {
+		t.Errorf("the newest is of %s", got)
 	}
 }

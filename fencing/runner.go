@@ -27,6 +27,16 @@ type Runner struct {
 	WallMS func() int64
 	// Owner is what the children hang on; empty is cluster.OwnerPrimary.
 	Owner cluster.DeadlineOwner
+
+	node        cluster.NodeID // see For
+	incarnation cluster.Incarnation
+}
+
+// For returns a runner whose attempts know which node and which incarnation of
+// it they are about; a program of the operator's is told both.
+func (r Runner) For(node cluster.NodeID, incarnation cluster.Incarnation) Runner {
+	r.node, r.incarnation = node, incarnation
+	return r
 }
 
 // Off walks the node's levels until one proves it off. It returns every
@@ -84,7 +94,7 @@ func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action
 	if err != nil {
 		return AttemptResult{}, err
 	}
-	stdin, err := json.Marshal(Attempt{Version: 1, Device: d, Password: password, Action: action})
+	stdin, err := json.Marshal(Attempt{Version: 1, Device: d, Password: password, Action: action, Node: r.node, Incarnation: r.incarnation})
 	if err != nil {
 		return AttemptResult{}, fmt.Errorf("encode the attempt at device %q: %w", d.Name, err)
 	}
@@ -127,7 +137,7 @@ func firstLine(b []byte) string {
 	line, _, _ := strings.Cut(string(b), "\n")
 	const most = 200
 	if len(line) > most {
-		line = line[:most]
+		line = strings.ToValidUTF8(line[:most], "")
 	}
 	return line
 }

@@ -84,12 +84,6 @@ func (s *fakeStore) set(k cluster.Key, value any) {
 	s.entries[k] = entry{value: value, version: version, mzxid: s.zxid}
 }
 
-func (s *fakeStore) drop(k cluster.Key) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.entries, k)
-}
-
 func (s *fakeStore) get(k cluster.Key) any {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -259,7 +253,7 @@ func (b *bench) run(ctx context.Context, r cluster.RunRequest) (cluster.RunResul
 		b.during(a.Action)
 	}
 	if ctx.Err() != nil {
-		return cluster.RunResult{ExitCode: -1, Error: "killed"}, nil
+		return cluster.RunResult{ExitCode: -1, Error: "killed"}, nil //nolint:nilerr // as a guard says it
 	}
 	result := ResultUnknown
 	if !b.broken {

@@ -66,9 +66,32 @@ func levelOff(level []Device, results []cluster.FenceAttempt) bool {
 	return len(level) > 0
 }
 
-// ProvingLevel is the first level of which the attempts read every device off,
-// or nil: the devices by which the node is powered on again.
-func ProvingLevel(levels [][]Device, attempts []cluster.FenceAttempt) []Device {
+// Dark lists the devices, each once and in the order of the levels, whose
+// newest known result is off: those by which the node is to be given power
+// again. A level of which only one supply was cut proves nothing, and that
+// supply would stay dark all the same.
+func Dark(levels [][]Device, attempts []cluster.FenceAttempt) []Device {
+	newest := make(map[string]string)
+	for _, a := range attempts {
+		if a.Result != ResultUnknown {
+			newest[a.Device] = a.Result
+		}
+	}
+	var dark []Device
+	for _, level := range levels {
+		for _, d := range level {
+			if newest[d.Name] == ResultOff {
+				dark = append(dark, d)
+				delete(newest, d.Name)
+			}
+		}
+	}
+	return dark
+}
+
+// proving is the first level of which these attempts, of one try, read every
+// device off; nil if none.
+func proving(levels [][]Device, attempts []cluster.FenceAttempt) []Device {
 	for _, level := range levels {
 		if levelOff(level, attempts) {
 			return level

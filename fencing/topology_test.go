@@ -58,13 +58,36 @@ func TestLadder(t *testing.T) {
 	}
 }
 
-func TestProvingLevel(t *testing.T) {
-	levels := [][]Device{devices("a", "b"), devices("c")}
-	if got := ProvingLevel(levels, results("a=off", "b=on", "c=off")); len(got) != 1 || got[0].Name != "c" {
-		t.Errorf("got %v", got)
+// A supply that an earlier level has cut stays dark unless it is ordered on,
+// whichever level proved the node off.
+func TestDarkDevices(t *testing.T) {
+	levels := [][]Device{devices("left", "right"), devices("bmc")}
+	for name, c := range map[string]struct {
+		attempts []cluster.FenceAttempt
+		dark     string
+	}{
+		"one level":                      {results("left=off", "right=off"), "left right"},
+		"an earlier level's half":        {results("left=off", "right=failed", "bmc=off"), "left bmc"},
+		"the newest result counts":       {results("left=off", "right=off", "right=on"), "left"},
+		"given power again":              {results("left=off", "left=on"), ""},
+		"silent since it read off":       {results("left=off", "left=unknown"), "left"},
+		"unknown is not off":             {results("left=unknown", "bmc=off"), "bmc"},
+		"a device that is not set there": {results("gone=off", "bmc=off"), "bmc"},
+		"nothing":                        {nil, ""},
+	} {
+		var names []string
+		for _, d := range Dark(levels, c.attempts) {
+			names = append(names, d.Name)
+		}
+		if got := strings.Join(names, " "); got != c.dark {
+			t.Errorf("%s: %q, want %q", name, got, c.dark)
+		}
 	}
-	if got := ProvingLevel(levels, results("a=off")); got != nil {
-		t.Errorf("got %v", got)
+	if got := proving(levels, results("left=off", "right=on", "bmc=off")); len(got) != 1 || got[0].Name != "bmc" {
+		t.Errorf("the proving level is %v", got)
+	}
+	if got := proving(levels, results("left=off")); got != nil {
+		t.Errorf("half a level proves as %v", got)
 	}
 }
 

@@ -32,7 +32,7 @@ func (f *Fencer) lead(ctx context.Context, node cluster.NodeID) (*cluster.Snapsh
 // goes with it. It checks the lease's version, so that it commits under this
 // very role or not at all (I2). It returns false when nothing is known to have
 // been written: read again and decide anew.
-func (w *work) write(ctx context.Context, snap *cluster.Snapshot, record cluster.FenceRecord, extra []cluster.Op) (bool, error) {
+func (w *work) write(ctx context.Context, record cluster.FenceRecord, snap *cluster.Snapshot, extra []cluster.Op) (bool, error) {
 	key := cluster.Key{Kind: cluster.KeyFence, Node: w.node}
 	ops := []cluster.Op{
 		cluster.Check(cluster.Key{Kind: cluster.KeyLease}, snap.Lease.Version),
@@ -45,14 +45,7 @@ func (w *work) write(ctx context.Context, snap *cluster.Snapshot, record cluster
 	result := w.Store.Commit(sending, cluster.Txn{Purpose: "fence." + string(record.Stage), Ops: ops})
 	switch result.Outcome {
 	case cluster.OutcomeOK:
-		version := int32(0) // of a record just made
-		if w.record.Present {
-			version = w.record.Version + 1
-		}
-		w.record = cluster.Versioned[cluster.FenceRecord]{Value: record, Present: true, Version: version}
-		w.Log.Info("fence stage", zap.String("node", string(w.node)), zap.String("stage", string(record.Stage)),
-			zap.String("fence", record.ID), zap.String("incarnation", string(record.Incarnation)),
-			zap.Int("try", record.Tries), zap.String("result", record.Result), zap.String("proof", record.Proof))
+		w.wrote(record, ops, result)
 		return true, nil
 	case cluster.OutcomeRefused:
 		return false, fmt.Errorf("write the fence record of node %s in stage %s: %w", w.node, record.Stage, errors.Join(cluster.ErrRefused, result.Err))
@@ -67,6 +60,23 @@ func (w *work) write(ctx context.Context, snap *cluster.Snapshot, record cluster
 	return false, nil
 }
 
+// wrote notes what an acknowledged write has left in the store.
+func (w *work) wrote(record cluster.FenceRecord, ops []cluster.Op, result cluster.TxnResult) {
+	version := int32(0) // of a record just made
+	if w.record.Present {
+		version = w.record.Version + 1
+	}
+	w.record = cluster.Versioned[cluster.FenceRecord]{Value: record, Present: true, Version: version}
+	for i, op := range ops {
+		if op.Key.Kind == cluster.KeyDaemonState && len(result.Versions) == len(ops) {
+			w.cleaned = &result.Versions[i]
+		}
+	}
+	w.Log.Info("fence stage", zap.String("node", string(w.node)), zap.String("stage", string(record.Stage)),
+		zap.String("fence", record.ID), zap.String("incarnation", string(record.Incarnation)), zap.String("order", record.Order),
+		zap.Int("try", record.Tries), zap.String("result", record.Result), zap.String("proof", record.Proof))
+}
+
 func (w *work) event(r cluster.FenceRecord) cluster.Event {
 	e := cluster.Event{
 		Version: 1, UnixMS: w.WallMS(), Node: w.Owner.Node, Kind: "fence",
@@ -76,11 +86,12 @@ func (w *work) event(r cluster.FenceRecord) cluster.Event {
 			"try": strconv.Itoa(r.Tries), "epoch": strconv.FormatUint(uint64(r.Epoch), 10),
 		},
 	}
-	if r.Result != "" {
-		e.Fields["result"] = r.Result
-	}
-	if r.Proof != "" {
-		e.Fields["proof"] = r.Proof
+	for name, value := range map[string]string{
+		"result": r.Result, "proof": r.Proof, "order": r.Order, "policy": r.Policy, "reason": r.Reason,
+	} {
+		if value != "" {
+			e.Fields[name] = value
+		}
 	}
 	return e
 }
@@ -99,6 +110,7 @@ func (w *work) step(ctx context.Context, e Event, extra func(*cluster.Snapshot) 
 		if err != nil {
 			return err
 		}
+		w.view = snap.Nodes[w.node]
 		done, err := w.settled(snap, next)
 		if done || err != nil {
 			return err
@@ -109,7 +121,7 @@ func (w *work) step(ctx context.Context, e Event, extra func(*cluster.Snapshot) 
 				return err
 			}
 		}
-		written, err := w.write(ctx, snap, next, ops)
+		written, err := w.write(ctx, next, snap, ops)
 		if written || err != nil {
 			return err
 		}
@@ -119,34 +131,39 @@ func (w *work) step(ctx context.Context, e Event, extra func(*cluster.Snapshot) 
 
 // settled reports whether the step was written already, by a try whose reply
 // was lost, and fails when the record or the role is no longer this fencer's.
+// The view may lag behind what this fencer has written itself: what it shows of
+// the record then says nothing, and the write's own version decides.
 func (w *work) settled(snap *cluster.Snapshot, next cluster.FenceRecord) (bool, error) {
-	seen := snap.Nodes[w.node].Fence
+	seen := w.view.Fence
+	lags := w.record.Present && (!seen.Present || seen.Version < w.record.Version)
 	switch {
 	case snap.Lease.Value.Epoch != w.epoch:
 		return false, fmt.Errorf("fence node %s: the role was gained anew meanwhile: %w", w.node, cluster.ErrStaleEpoch)
+	case lags:
+		return false, nil
 	case !seen.Present || seen.Value.ID != next.ID || seen.Value.Epoch > w.epoch:
 		return false, fmt.Errorf("fence node %s: the record is another's by now: %w", w.node, cluster.ErrConflict)
 	case seen.Value.Stage == next.Stage && seen.Value.Tries == next.Tries && seen.Value.Epoch == next.Epoch:
 		w.record = seen
 		return true, nil
+	case w.record.Present && seen.Version > w.record.Version:
+		return false, fmt.Errorf("fence node %s: the record was changed meanwhile: %w", w.node, cluster.ErrConflict)
 	}
 	return false, nil
 }
 
-// arm is the point of no return: the Multi to power_off checks the absence or
-// version of the node's alive, its keepalive's version and the lease, so that a
-// sign of life and a shot cannot both win (I5).
-func (w *work) arm(ctx context.Context) error {
-	if _, configured := w.Config.Node(w.node); !configured {
-		return w.step(ctx, Event{Kind: EventNoDevice, Detail: fmt.Sprintf(
-			"no fence device is configured for node %s: configure one under fencing.nodes.%s, or cut its power and confirm it", w.node, w.node)}, nil)
-	}
+// unless writes the step with its operations, or, where something speaks
+// against it at that moment, the event that this is.
+func (w *work) unless(ctx context.Context, against func(*cluster.Snapshot) Event, e Event, ops func(*cluster.Snapshot) []cluster.Op) error {
 	var instead Event
-	err := w.step(ctx, Event{Kind: EventProceed}, func(snap *cluster.Snapshot) ([]cluster.Op, error) {
-		if instead = w.against(snap); instead.Kind != 0 {
+	err := w.step(ctx, e, func(snap *cluster.Snapshot) ([]cluster.Op, error) {
+		if instead = against(snap); instead.Kind != 0 {
 			return nil, errDiverted
 		}
-		return w.armOps(snap), nil
+		if ops == nil {
+			return nil, nil
+		}
+		return ops(snap), nil
 	})
 	if errors.Is(err, errDiverted) {
 		return w.step(ctx, instead, nil)
@@ -154,10 +171,53 @@ func (w *work) arm(ctx context.Context) error {
 	return err
 }
 
+// prepare leads to power_off: by a soft stop where the node can be asked, and
+// otherwise, or once it was asked, at once.
+func (w *work) prepare(ctx context.Context) error {
+	if _, configured := w.Config.Node(w.node); !configured {
+		return w.unless(ctx, w.against, Event{Kind: EventNoDevice, Detail: w.noDevice()}, nil)
+	}
+	if w.Soft != nil && !w.asked && w.Soft.Answers(w.node) {
+		if w.record.Value.Stage == cluster.FenceClaimed {
+			return w.unless(ctx, w.against, Event{Kind: EventSoftFirst}, nil)
+		}
+		w.ask(ctx)
+	}
+	return w.arm(ctx)
+}
+
+func (w *work) noDevice() string {
+	return fmt.Sprintf("no fence device is configured for node %s: configure one under fencing.nodes.%s, or cut its power and confirm it%s",
+		w.node, w.node, w.otherProof())
+}
+
+// ask has the node stop by itself what it protects. Its answer is noted and
+// proves nothing.
+func (w *work) ask(ctx context.Context) {
+	r := w.record.Value
+	asking, cancel := context.WithTimeout(ctx, softWait)
+	defer cancel()
+	began := time.Now()
+	attempt := cluster.FenceAttempt{Device: string(w.node), Action: ActionSoft, StartedUnixMS: w.WallMS(), Result: ResultStopped}
+	if err := w.Soft.Stop(asking, w.node, r.Incarnation, w.epoch); err != nil {
+		attempt.Result, attempt.Error = ResultUnknown, clip(err.Error())
+	}
+	attempt.Micros = time.Since(began).Microseconds()
+	w.asked, w.soft = true, []cluster.FenceAttempt{attempt}
+}
+
+// arm is the point of no return: the Multi to power_off checks the absence or
+// version of the node's alive, its keepalive's version and the lease, so that a
+// sign of life and a shot cannot both win (I5).
+func (w *work) arm(ctx context.Context) error {
+	return w.unless(ctx, w.against, Event{Kind: EventProceed, Attempts: w.soft}, w.armOps)
+}
+
 // against is what speaks against taking power now, as an event; zero: nothing.
 func (w *work) against(snap *cluster.Snapshot) Event {
-	if detail, proof, back := HasReturned(w.record.Value, snap.Nodes[w.node]); back {
-		return Event{Kind: EventReturned, Proof: proof, Detail: detail}
+	r := w.record.Value
+	if back, ok := returnedFrom(r, w.view); ok {
+		return Event{Kind: EventReturned, Proof: back.Proof, Detail: back.Detail}
 	}
 	if detail := unreadable(snap); detail != "" {
 		return Event{Kind: EventWithdrawn, Detail: detail}
@@ -165,8 +225,14 @@ func (w *work) against(snap *cluster.Snapshot) Event {
 	if snap.Maintenance.Present && snap.Maintenance.Value {
 		return Event{Kind: EventWithdrawn, Detail: "the cluster went into maintenance before power was taken"}
 	}
-	if snap.Failover.Present && snap.Failover.Err == nil && !snap.Failover.Value.Enabled {
+	if r.Order != "" { // the switch and the budget are automatic failover's
+		return Event{}
+	}
+	if snap.Failover.Present && !snap.Failover.Value.Enabled {
 		return Event{Kind: EventWithdrawn, Detail: "automatic failover was disabled before power was taken"}
+	}
+	if _, spent := w.spend(snap); spent != "" {
+		return Event{Kind: EventWithdrawn, Detail: spent}
 	}
 	return Event{}
 }
@@ -184,48 +250,75 @@ func unreadable(snap *cluster.Snapshot) string {
 	return ""
 }
 
+// spend is this fence's share of the failover budget, to be written in the very
+// Multi that is the effect, or in words why there is none left. A fence spends
+// once, by its first try or by a proof that needed none; one that an operator
+// ordered spends nothing.
+func (w *work) spend(snap *cluster.Snapshot) (ops []cluster.Op, spent string) {
+	if r := w.record.Value; r.Tries > 0 || r.Order != "" {
+		return nil, ""
+	}
+	settings := cluster.DefaultFailoverSettings()
+	if snap.Failover.Present {
+		settings = snap.Failover.Value
+	}
+	if settings.Count >= settings.MaxCount {
+		return nil, fmt.Sprintf("of %d failovers %d are spent; reset the count", settings.MaxCount, settings.Count)
+	}
+	next := settings
+	next.Count++
+	return []cluster.Op{cluster.Spend{Seen: snap.Failover, Next: next}.Op()}, ""
+}
+
 func (w *work) armOps(snap *cluster.Snapshot) []cluster.Op {
-	view := snap.Nodes[w.node]
+	spend, _ := w.spend(snap)
+	return append(w.lifeless(w.record.Value), spend...)
+}
+
+// lifeless are the checks that make a write conflict with every sign of life of
+// the node, as the view has it: its session, its registration, its keepalive.
+// What an operator ordered may show life, and is still for one start only.
+func (w *work) lifeless(r cluster.FenceRecord) []cluster.Op {
 	var ops []cluster.Op
 	alive := cluster.Key{Kind: cluster.KeyAlive, Node: w.node}
-	if view.Alive.Present {
-		ops = append(ops, cluster.Check(alive, view.Alive.Version))
+	if w.view.Alive.Present {
+		ops = append(ops, cluster.Check(alive, w.view.Alive.Version))
 	} else {
 		// A Multi has no check for absence: making and deleting the record
 		// conflicts if there is one, and leaves nothing.
-		ops = append(ops, cluster.Create(alive, cluster.Alive{Version: 1, Incarnation: w.record.Value.Incarnation}), cluster.Delete(alive, 0))
+		ops = append(ops, cluster.Create(alive, cluster.Alive{Version: 1, Incarnation: r.Incarnation}), cluster.Delete(alive, 0))
 	}
-	if view.Keepalive.Present {
-		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyKeepalive, Node: w.node}, view.Keepalive.Version))
+	if w.view.Record.Present {
+		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyNodeRecord, Node: w.node}, w.view.Record.Version))
 	}
-	if w.record.Value.Tries == 0 && snap.Failover.Err == nil { // the first try spends the budget, in this same Multi
-		settings := cluster.DefaultFailoverSettings()
-		if snap.Failover.Present {
-			settings = snap.Failover.Value
-		}
-		settings.Count++
-		ops = append(ops, cluster.Put(cluster.Key{Kind: cluster.KeyFailover}, snap.Failover, settings))
+	if w.view.Keepalive.Present && (r.Order == "" || r.Proof != "") {
+		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyKeepalive, Node: w.node}, w.view.Keepalive.Version))
 	}
 	return ops
 }
 
 func (w *work) powerOff(ctx context.Context) error {
 	node, _ := w.Config.Node(w.node)
-	attempts, proven := w.Runner.Off(ctx, w.epoch, node.Levels)
-	return w.after(ctx, attempts, proven)
+	attempts, ok := w.runner().Off(ctx, w.epoch, node.Levels)
+	w.proven = proving(node.Levels, attempts)
+	return w.after(ctx, attempts, ok)
 }
 
 // verify reads the power state once more, in processes of its own: what is
-// written as a proof was read after every order had ended.
+// written as a proof was read after every order had ended. What another fencer
+// has found proves nothing here, so that all levels are asked then.
 func (w *work) verify(ctx context.Context) error {
 	node, _ := w.Config.Node(w.node)
 	levels := node.Levels
-	if proving := ProvingLevel(levels, w.record.Value.Attempts); proving != nil {
-		levels = [][]Device{proving}
+	if w.proven != nil {
+		levels = [][]Device{w.proven}
 	}
-	attempts, proven := w.Runner.Status(ctx, w.epoch, levels)
-	return w.after(ctx, attempts, proven)
+	attempts, ok := w.runner().Status(ctx, w.epoch, levels)
+	return w.after(ctx, attempts, ok)
 }
+
+// runner makes attempts that know whom they are about.
+func (w *work) runner() Runner { return w.Runner.For(w.node, w.record.Value.Incarnation) }
 
 func (w *work) after(ctx context.Context, attempts []cluster.FenceAttempt, proven bool) error {
 	if err := ctx.Err(); err != nil {
@@ -233,8 +326,11 @@ func (w *work) after(ctx context.Context, attempts []cluster.FenceAttempt, prove
 		return fmt.Errorf("fence node %s, in stage %s: %w", w.node, w.record.Value.Stage, context.Cause(ctx))
 	}
 	e := Event{Kind: EventProceed, Attempts: attempts, Detail: "every device of a level reads off"}
+	if w.record.Value.Stage == cluster.FenceVerify {
+		e.Policy = w.Config.SuccessfulFence
+	}
 	if !proven {
-		e.Kind, e.Detail = EventFailed, failureOf(attempts)
+		e.Kind, e.Policy, e.Detail = EventFailed, "", failureOf(attempts)+w.otherProof()
 		w.Log.Warn("fence not verified", zap.String("node", string(w.node)), zap.String("result", e.Detail),
 			zap.Duration("next_try_in", Backoff(w.record.Value.Tries)))
 	}
@@ -262,20 +358,12 @@ func failureOf(attempts []cluster.FenceAttempt) string {
 // the node's router state and daemon state. It touches nothing of a node that
 // registered again after the proof.
 func (w *work) clean(ctx context.Context) error {
-	back := false
-	err := w.step(ctx, Event{Kind: EventProceed}, func(snap *cluster.Snapshot) ([]cluster.Op, error) {
-		view := snap.Nodes[w.node]
-		if _, proof, returned := HasReturned(w.record.Value, view); returned && proof != "" {
-			back = true
+	return w.step(ctx, Event{Kind: EventProceed}, func(*cluster.Snapshot) ([]cluster.Op, error) {
+		if back, ok := HasReturned(w.record.Value, w.view); ok && back.NewStart {
 			return nil, nil
 		}
-		return cleanOps(w.node, view), nil
+		return cleanOps(w.node, w.view), nil
 	})
-	if err != nil || back {
-		return err
-	}
-	w.zeroCounters(ctx)
-	return nil
 }
 
 func cleanOps(node cluster.NodeID, view cluster.NodeView) []cluster.Op {
@@ -296,34 +384,59 @@ var zeroedFields = []struct{ name, value string }{
 	{"memused", "0"}, {"memalloc", "0"}, {"memprov", "0"}, {"vcpualloc", "0"}, {"domainscount", "0"}, {"cpuload", "0.00"},
 }
 
-// zeroCounters is for people's totals only: what fails is logged, and a lost
-// race is with a node that publishes its own figures again.
+// zeroTries is how often the figures are tried: a view that lags makes a try
+// conflict.
+const zeroTries = 3
+
+// zeroCounters is for people's totals only: what fails is logged. It belongs to
+// the stage after the clean-up, so that whoever carries the record on does it
+// again, and it checks the daemon state that the clean-up has written: a node
+// that has registered since publishes its own figures.
 func (w *work) zeroCounters(ctx context.Context) {
-	ops := make([]cluster.Op, 0, len(zeroedFields))
-	for _, field := range zeroedFields {
-		key := cluster.Key{Kind: cluster.KeyNodeField, Node: w.node, Name: field.name}
-		ops = append(ops, cluster.Set(key, cluster.AnyVersion, field.value))
+	daemon := cluster.Key{Kind: cluster.KeyDaemonState, Node: w.node}
+	var result cluster.TxnResult
+	for range zeroTries {
+		version := w.cleaned
+		if version == nil {
+			snap, err := w.lead(ctx, w.node)
+			if err != nil {
+				return // the step that follows says why
+			}
+			seen := snap.Nodes[w.node].Daemon
+			if !seen.Present || seen.Err != nil || seen.Value != cluster.DaemonFenced {
+				return
+			}
+			version = &seen.Version
+		}
+		ops := []cluster.Op{cluster.Check(daemon, *version)}
+		for _, field := range zeroedFields {
+			ops = append(ops, cluster.Set(cluster.Key{Kind: cluster.KeyNodeField, Node: w.node, Name: field.name}, cluster.AnyVersion, field.value))
+		}
+		sending, cancel := context.WithTimeout(ctx, commitWait)
+		result = w.Store.Commit(sending, cluster.Txn{Purpose: "fence.counters", Ops: ops})
+		cancel()
+		if result.Outcome == cluster.OutcomeOK {
+			return
+		}
+		w.cleaned = nil
+		sleep(ctx, commitPause/10)
 	}
-	sending, cancel := context.WithTimeout(ctx, commitWait)
-	defer cancel()
-	if result := w.Store.Commit(sending, cluster.Txn{Purpose: "fence.counters", Ops: ops}); result.Outcome != cluster.OutcomeOK {
-		w.Log.Warn("figures of a fenced node not zeroed", zap.String("node", string(w.node)),
-			zap.Stringer("outcome", result.Outcome), zap.Error(result.Err))
-	}
+	w.Log.Warn("figures of a fenced node not zeroed", zap.String("node", string(w.node)),
+		zap.Stringer("outcome", result.Outcome), zap.Error(result.Err))
 }
 
-// recover powers the node on again where that is wanted and a device has taken
-// its power; it does not wait for the node. A power-on that fails is told and
-// ends the fence all the same: the node is proven dead.
+// recover gives the node power again where that is wanted, by every device that
+// has cut a supply of it, also one whose level proved nothing; it does not wait
+// for the node. A power-on that fails is told and ends the fence all the same:
+// the node is proven dead.
 func (w *work) recover(ctx context.Context) error {
-	node, _ := w.Config.Node(w.node)
-	e := Event{Kind: EventProceed, Detail: "left without power"}
-	if w.record.Value.Proof == ProofVerifiedOff && node.After == AfterReboot {
-		devices := ProvingLevel(node.Levels, w.record.Value.Attempts)
-		if devices == nil && len(node.Levels) > 0 {
-			devices = node.Levels[0] // the settings have changed since
-		}
-		e.Attempts = w.Runner.On(ctx, w.epoch, devices)
+	w.zeroCounters(ctx)
+	e := Event{Kind: EventProceed, Detail: w.record.Value.Result}
+	if w.record.Value.Proof == ProofVerifiedOff {
+		e.Detail = "left without power"
+	}
+	if dark := w.toPowerOn(); len(dark) > 0 && ctx.Err() == nil {
+		e.Attempts = w.runner().On(ctx, w.epoch, dark)
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("fence node %s, in stage %s: %w", w.node, w.record.Value.Stage, context.Cause(ctx))
 		}
@@ -337,11 +450,21 @@ func (w *work) recover(ctx context.Context) error {
 	return w.step(ctx, e, nil)
 }
 
+// toPowerOn are the devices to order on: none where a person has vouched for
+// the node, who may have a hand in it.
+func (w *work) toPowerOn() []Device {
+	node, _ := w.Config.Node(w.node)
+	r := w.record.Value
+	if node.After != AfterReboot || (r.Proof != ProofVerifiedOff && r.Proof != ProofWatchdog) {
+		return nil
+	}
+	return Dark(node.Levels, r.Attempts)
+}
+
 // rests reports whether power must not be given yet: an order of the fencer from
 // whom the record was adopted may still be on its way, and would cut it again.
 func (w *work) rests() bool {
-	node, _ := w.Config.Node(w.node)
-	return w.resumed && w.from != cluster.FenceRecover && node.After == AfterReboot && w.record.Value.Proof == ProofVerifiedOff
+	return w.resumed && w.from != cluster.FenceRecover && len(w.toPowerOn()) > 0
 }
 
 // Due reports whether the record needs a fencer now (see the function Due). One

@@ -138,11 +138,11 @@ func (g *group) pids() []int {
 	var pids []int
 	_ = filepath.WalkDir(g.path, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Name() != "cgroup.procs" {
-			return nil
+			return nil //nolint:nilerr // a group that is gone meanwhile has no members
 		}
 		raw, err := os.ReadFile(path)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // the same
 		}
 		for line := range strings.Lines(string(raw)) {
 			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {

@@ -145,7 +145,7 @@ func Adopt(pid int, starttime uint64) (*Process, error) {
 	p := &Process{pid: pid, start: starttime, name: s.comm, done: make(chan struct{}), exit: Exit{Code: -1}}
 	if path := groupOf(pid); isOurs(path) {
 		p.group = openGroup(path)
-	} else if mark := markOf(pid); mark != "\x00" {
+	} else if mark := markOf(pid); mark != noMark {
 		p.mark = mark
 	}
 	go p.awaitAdopted(handle) // ends with the process
@@ -211,8 +211,8 @@ func (p *Process) Wait(ctx context.Context) (Exit, error) {
 // Stop asks the child's process group to end (SIGTERM), kills everything that
 // it and its descendants have left after grace or when the main process has
 // ended, and returns once nothing is left. Where ctx ends first everything is
-// killed at once; verification then gets 200 ms. The error is ErrStraggler and
-// names what still lives. Stop may be called again.
+// killed at once; verification then gets 200 ms and a few looks more. The error
+// is ErrStraggler and names what still lives. Stop may be called again.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) error {
 	if grace > 0 && ctx.Err() == nil {
 		_ = p.signal(unix.SIGTERM)
@@ -237,8 +237,10 @@ func (p *Process) Kill() {
 		_ = p.signal(unix.SIGKILL)
 		return
 	}
-	for _, pid := range p.members() {
-		_ = unix.Kill(pid, unix.SIGKILL)
+	for _, m := range p.members() {
+		if alive(m.pid, m.start) { // the number may be a stranger's by now
+			_ = unix.Kill(m.pid, unix.SIGKILL)
+		}
 	}
 }
 
@@ -256,11 +258,11 @@ func (p *Process) signal(sig syscall.Signal) error {
 }
 
 // members lists the living processes of the child's tree.
-func (p *Process) members() []int {
+func (p *Process) members() []stat {
 	if p.group == nil {
 		return treeOf(p)
 	}
-	return p.group.pids()
+	return statsOf(p.group.pids())
 }
 
 // Gone reports whether nothing of the child, or of what it started, runs any more.
@@ -277,12 +279,17 @@ func (p *Process) Gone() bool {
 }
 
 // end kills everything of the child until it is verified gone, ctx ends, but
-// at least for the time given.
+// at least for the time given. On a busy machine the killing and the looking
+// take their time, too: only a look that was begun after that, and after a
+// pause for those that were killed before it, says that something survives.
 func (p *Process) end(ctx context.Context, least time.Duration) error {
 	limit := time.Now().Add(least)
+	overtime := 0
 	for pause := time.Millisecond; !p.Gone(); pause = min(2*pause, 20*time.Millisecond) {
 		if ctx.Err() != nil && time.Now().After(limit) {
-			return fmt.Errorf("end %s (pid %d): %w: %s", p.name, p.pid, ErrStraggler, describe(p.members()))
+			if overtime++; overtime > overtimeLooks {
+				return fmt.Errorf("end %s (pid %d): %w: %s", p.name, p.pid, ErrStraggler, describe(p.members()))
+			}
 		}
 		p.Kill() // again each time: a fork may have slipped between listing and killing
 		select {
@@ -298,13 +305,15 @@ func (p *Process) end(ctx context.Context, least time.Duration) error {
 	return nil
 }
 
+// overtimeLooks is how often more a child is looked for, and killed, once its
+// time is over.
+const overtimeLooks = 5
+
 // describe names processes for a person: "1234 (rsync, state D)".
-func describe(pids []int) string {
+func describe(living []stat) string {
 	var words []string
-	for _, pid := range pids {
-		if s, err := readStat(pid); err == nil {
-			words = append(words, fmt.Sprintf("%d (%s, state %c)", pid, s.comm, s.state))
-		}
+	for _, s := range living {
+		words = append(words, fmt.Sprintf("%d (%s, state %c)", s.pid, s.comm, s.state))
 	}
 	if len(words) == 0 {
 		return "the main process is not reaped yet"
@@ -324,7 +333,7 @@ func EndGroup(ctx context.Context, path string) error {
 	limit := time.Now().Add(200 * time.Millisecond)
 	for g.populated() {
 		if ctx.Err() != nil && time.Now().After(limit) {
-			return fmt.Errorf("end control group %s: %w: %s", path, ErrStraggler, describe(g.pids()))
+			return fmt.Errorf("end control group %s: %w: %s", path, ErrStraggler, describe(statsOf(g.pids())))
 		}
 		g.killAll()
 		time.Sleep(time.Millisecond)

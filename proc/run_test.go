@@ -277,6 +277,35 @@ func TestConcurrentRunsEndTheirOwnOnly(t *testing.T) {
 	})
 }
 
+// An orphan that could have been anybody's while several lived falls to the
+// next that is alone, though it is older than that one.
+func TestAnOrphanOfEarlierRunsIsEndedByALaterOne(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pid")
+	older, err := Start(Command{Argv: []string{"sleep", "1000"}, noGroup: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer older.Stop(t.Context(), 0)
+	script := strings.ReplaceAll(`env -i /usr/bin/setsid /bin/sh -c 'echo $$ > FILE; exec sleep 1000' & while ! test -s FILE; do :; done`, "FILE", file)
+	if _, err := Run(t.Context(), sh(Command{noGroup: true}, script)); err != nil {
+		t.Fatal(err)
+	}
+	orphan := pidIn(t, file)
+	defer unix.Kill(orphan, unix.SIGKILL)
+	if !running(orphan) {
+		t.Fatal("it was taken for the run's, though an older child lives")
+	}
+	_ = unix.Kill(older.Pid(), unix.SIGKILL)
+	<-older.Done()
+	<-time.After(50 * time.Millisecond) // start times are in ticks of 10 ms
+	if _, err := Run(t.Context(), sh(Command{noGroup: true}, "exit 0")); err != nil {
+		t.Fatal(err)
+	}
+	if running(orphan) {
+		t.Error("it lives on")
+	}
+}
+
 func BenchmarkRun(b *testing.B) {
 	for name, c := range map[string]Command{"group": {}, "walk": {noGroup: true}} {
 		c.Argv = []string{"/bin/true"}

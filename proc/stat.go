@@ -84,3 +84,14 @@ func allStats() []stat {
 	}
 	return all
 }
+
+// statsOf reads those of the processes that exist.
+func statsOf(pids []int) []stat {
+	var list []stat
+	for _, pid := range pids {
+		if s, err := readStat(pid); err == nil {
+			list = append(list, s)
+		}
+	}
+	return list
+}

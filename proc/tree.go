@@ -43,66 +43,67 @@ var direct = struct {
 
 // treeOf lists the living members of a child's tree, in a process without
 // control groups: the child, its descendants, its session, whatever carries its
-// mark, and orphans that can be nobody else's.
-func treeOf(p *Process) []int {
+// mark, and orphans that can be nobody else's. Environments, which cost the most,
+// are read only of those that can stem from it.
+func treeOf(p *Process) []stat {
 	self := os.Getpid()
-	all := allStats()
+	own, ownErr := readStat(self)
+	all := slices.DeleteFunc(allStats(), func(s stat) bool { return s.pid == self })
 	member := map[int]bool{}
 	// Once the main process is gone its number may come back as a stranger's,
 	// but only after its session and group have died out, too.
 	reused := slices.ContainsFunc(all, func(s stat) bool { return s.pid == p.pid && s.start != p.start })
 	for _, s := range all {
-		if s.pid == self {
+		main := s.pid == p.pid && s.start == p.start
+		ofSession := !reused && (s.sid == p.pid || s.pgid == p.pid)
+		if main || ofSession {
+			member[s.pid] = true
 			continue
 		}
-		own := s.pid == p.pid && s.start == p.start
-		ofSession := !reused && (s.sid == p.pid || s.pgid == p.pid)
-		if own || ofSession || markOf(s.pid) == p.mark || isOrphanOf(s, p, self) {
+		if s.start < p.start && s.ppid != self {
+			continue // older, and nobody's orphan
+		}
+		mark := markOf(s.pid)
+		// A process that shares our session is a child that some other part of
+		// this process runs.
+		orphan := mark == noMark && s.ppid == self && ownErr == nil && s.sid != own.sid
+		if mark == p.mark || orphan && isOrphanOf(s, p) {
 			member[s.pid] = true
 		}
 	}
 	for grown := true; grown; {
 		grown = false
 		for _, s := range all {
-			if s.pid != self && !member[s.pid] && member[s.ppid] {
+			if !member[s.pid] && member[s.ppid] {
 				member[s.pid], grown = true, true
 			}
 		}
 	}
-	var living []int
-	for _, s := range all {
-		if member[s.pid] && !s.ended() {
-			living = append(living, s.pid)
-		}
-	}
-	return living
+	return slices.DeleteFunc(all, func(s stat) bool { return !member[s.pid] || s.ended() })
 }
 
-// markOf reads a process's mark; "\x00" when it has none or may not be read, so
-// that it equals no mark.
+// noMark stands for the mark of a process that has none or whose mark may not
+// be read; no environment can hold it.
+const noMark = "\x00"
+
+// markOf reads a process's mark; noMark when it has none or may not be read.
 func markOf(pid int) string {
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
 	if err != nil {
-		return "\x00"
+		return noMark
 	}
 	for entry := range bytes.SplitSeq(raw, []byte{0}) {
 		if mark, ok := strings.CutPrefix(string(entry), markName+"="); ok {
 			return mark
 		}
 	}
-	return "\x00"
+	return noMark
 }
 
-// isOrphanOf reports whether s is an unmarked process that fell to us and that p
-// may end: no other child of ours that lives without a group is older than it,
-// so it stems from p or from one that is over.
-func isOrphanOf(s stat, p *Process, self int) bool {
-	if s.ppid != self || markOf(s.pid) != "\x00" {
-		return false
-	}
-	if own, err := readStat(self); err != nil || own.sid == s.sid {
-		return false // a child that some other part of this process runs
-	}
+// isOrphanOf reports whether s, an unmarked process that fell to us, may be ended
+// by p: no other child of ours that lives without a group is older than it, so
+// it stems from p or from one that is over.
+func isOrphanOf(s stat, p *Process) bool {
 	direct.Lock()
 	defer direct.Unlock()
 	if direct.byPID[s.pid] != nil || direct.starting.Load() > 0 {

@@ -236,6 +236,15 @@ func (c *Client) End(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epo
 	return c.call(ctx, MethodEnd, EpochParams{Owner: o, Epoch: e}, nil)
 }
 
+// Relinquish is an agent's last word after an orderly end: what it held is
+// released and acknowledged. Only after it the guard stops the watchdog, at its
+// own orderly end; the next Begin takes it back. It fails with
+// cluster.ErrRefused while anything but the node's own deadline is held, or is
+// not verified gone.
+func (c *Client) Relinquish(ctx context.Context) error {
+	return c.call(ctx, MethodRelinquish, struct{}{}, nil)
+}
+
 // Preflight reports what stands against serving the role on this host.
 func (c *Client) Preflight(ctx context.Context, r cluster.PreflightRequest) (cluster.PreflightResult, error) {
 	var p cluster.PreflightResult
@@ -381,6 +390,7 @@ func (l *link) write(ctx context.Context, line []byte, deadline time.Time) (sent
 	}
 	_ = l.conn.SetWriteDeadline(deadline)
 	n, err := l.conn.Write(line)
+	_ = l.conn.SetWriteDeadline(time.Time{}) // one left behind would wake the daemon for nothing
 	if err != nil {
 		l.close(err)
 		return n == len(line), fmt.Errorf("send: %w", err)

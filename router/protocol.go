@@ -28,7 +28,8 @@ const MaxLine = 8 << 20
 // Method names a request.
 type Method string
 
-// The requests, one for each method of agent.Guard, and Run for fencing.
+// The requests, one for each method of agent.Guard, Run for fencing, and the
+// agent's last word.
 const (
 	MethodState        Method = "state"
 	MethodBegin        Method = "begin"
@@ -40,6 +41,7 @@ const (
 	MethodEnd          Method = "end"
 	MethodPreflight    Method = "preflight"
 	MethodRun          Method = "run"
+	MethodRelinquish   Method = "relinquish"
 )
 
 // Message is one line of the protocol in either direction. A client sends

@@ -11,7 +11,7 @@ import (
 
 // Violation is a broken invariant, with the entries that show it.
 type Violation struct {
-	Invariant string          `json:"invariant"` // I1, I2, I3 or I5
+	Invariant string          `json:"invariant"` // I1 … I10
 	At        cluster.Instant `json:"t"`
 	Text      string          `json:"text"`
 }
@@ -24,7 +24,29 @@ type Limits struct {
 	Events time.Duration
 	// Grace is the profile's G: a holder stops that much before its ttl ends.
 	Grace time.Duration
+	// Converge is how long after a fault has healed the cluster may take to come
+	// to rest; zero: I7 is judged by what the sandbox itself waited for.
+	Converge time.Duration
+	// Missed is a gap between two keepalives in which one is missing; zero: I10
+	// is not judged.
+	Missed time.Duration
 }
+
+// The steps of a fault, in the text of its entries.
+const (
+	stepInject = "inject"
+	stepHeal   = "heal"
+	stepHealed = "healed"
+	stepRest   = "rest"   // the cluster rests again
+	stepUnrest = "unrest" // it was waited for in vain; By says what is missing
+	stepEnd    = "end"
+)
+
+// intentMaintenance is the name of an operator's acknowledged maintenance, "on" or "off".
+const (
+	intentMaintenance = "maintenance"
+	intentPrimary     = "primary_node"
+)
 
 // Check examines a history for broken invariants; none found is nil. It is
 // pure: the same history always gives the same answer.
@@ -35,10 +57,66 @@ func Check(history []Entry, limits Limits) []Violation {
 	out = append(out, checkAnswers(entries)...)
 	out = append(out, checkServices(entries, limits)...)
 	out = append(out, checkEpochs(entries)...)
-	out = append(out, checkDeadlines(entries, limits)...)
-	out = append(out, checkFences(entries)...)
+	written := byWriting(entries)
+	out = append(out, checkDeadlines(written, limits)...)
+	out = append(out, checkFences(written)...)
+	stamped := byStamp(entries)
+	out = append(out, checkProofs(stamped)...)
+	out = append(out, checkMajority(stamped)...)
+	out = append(out, checkRest(entries, limits)...)
+	out = append(out, checkIntents(stamped)...)
+	out = append(out, checkRestarts(written, limits)...)
+	out = append(out, checkKeepalives(written, limits)...)
 	slices.SortStableFunc(out, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
 	return out
+}
+
+// byWriting moves the records to when ZooKeeper's leader took their writes: who
+// looks on sees them later, after a lost connection by seconds. A fence whose
+// first writes nobody has seen is put where its claim says that it began.
+func byWriting(entries []Entry) []Entry {
+	out := slices.Clone(entries)
+	for i, e := range out {
+		switch {
+		case e.Written.IsZero():
+		case e.Kind == KindFence:
+			out[i].At = e.since()
+		default:
+			out[i].At = e.Written
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Entry) int { return cmp.Compare(a.At, b.At) })
+	return out
+}
+
+// byStamp moves the records to when they were written as they were seen, though
+// writes before that were not: a proof is no older than the write that has it.
+func byStamp(entries []Entry) []Entry {
+	out := slices.Clone(entries)
+	for i, e := range out {
+		if !e.Written.IsZero() {
+			out[i].At = e.Written
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Entry) int { return cmp.Compare(a.At, b.At) })
+	return out
+}
+
+// unseenSpan is for how long at most writes of a record may have gone unseen
+// before the one that was seen: the watch had shown none of them.
+const unseenSpan = 500 * time.Millisecond
+
+// since is from when on the record may have said what it says.
+func (e Entry) since() cluster.Instant {
+	switch {
+	case e.Written.IsZero():
+		return e.At.Add(-unseenSpan) // seen, but nobody knows when it was written
+	case e.After.IsZero():
+		return e.Written
+	case e.Kind == KindFence:
+		return min(e.After, e.Written) // no earlier than its claim, by its own word
+	}
+	return max(e.After, e.Written.Add(-unseenSpan))
 }
 
 // checkAnswers is I1 for addresses: no round that two nodes answered.
@@ -128,9 +206,10 @@ func checkEpochs(entries []Entry) []Violation {
 }
 
 // checkDeadlines is I3: the holder is silent by its last renewal + ttl − grace.
-// The renewal is counted from when it was *seen*, which is never before it was
-// sent, and it counts as the last one only if a successor has taken over or a
-// fresh read found no newer: what is reported is a violation for certain.
+// The renewal is counted from when ZooKeeper's leader took it, which is never
+// before it was sent, and it counts as the last one only if a successor has
+// taken over or a fresh read found no newer: what is reported is a violation
+// for certain.
 func checkDeadlines(entries []Entry, limits Limits) []Violation {
 	var out []Violation
 	var holder Entry
@@ -153,9 +232,13 @@ func checkDeadlines(entries []Entry, limits Limits) []Violation {
 	return append(out, unrenewed(entries, holder, expired, limits)...)
 }
 
-// deadline is when the effects of a lease as seen end at the latest.
+// deadline is when the effects of a lease end at the latest.
 func (e Entry) deadline(limits Limits) cluster.Instant {
-	return e.At.Add(time.Duration(e.TTLMillis)*time.Millisecond - limits.Grace)
+	at := e.At
+	if !e.Written.IsZero() {
+		at = at.Add(wallTick)
+	}
+	return at.Add(time.Duration(e.TTLMillis)*time.Millisecond - limits.Grace)
 }
 
 // unrenewed lists the holder's answers between its deadline and the last
@@ -165,10 +248,10 @@ func unrenewed(entries []Entry, holder Entry, expired cluster.Instant, limits Li
 		return nil
 	}
 	var out []Violation
-	deadline := holder.deadline(limits)
+	deadline := holder.promised(holder.deadline(limits), expired, storeAways(entries), limits)
 	for _, e := range entries {
 		until := min(e.Until, expired)
-		if e.Kind == KindAnswer && e.Node == holder.Node && e.At < expired && until > deadline.Add(limits.Noise) {
+		if e.Kind == KindAnswer && e.Node == holder.Node && e.At < expired && until.Sub(deadline) > limits.Noise {
 			out = append(out, Violation{"I3", until, fmt.Sprintf("%s answered for %s until %v after its deadline (epoch %d, not renewed)",
 				e.Node, e.Addr, until.Sub(deadline), holder.Epoch)})
 		}
@@ -176,17 +259,13 @@ func unrenewed(entries []Entry, holder Entry, expired cluster.Instant, limits Li
 	return out
 }
 
-// leaseSeenLag is how long after a take's write its watcher, here, sees it at
-// worst: the new holder answers before that.
-const leaseSeenLag = 100 * time.Millisecond
-
 // lateAnswers lists the earlier holder's answers after its deadline, up to the
 // instant at which it is the holder again.
 func lateAnswers(entries []Entry, holder, successor Entry, deadline cluster.Instant, limits Limits) []Violation {
 	until := cluster.Forever
 	for _, e := range entries {
 		if e.Kind == KindLease && e.At > successor.At && e.Node == holder.Node {
-			until = e.At
+			until = e.since()
 			break
 		}
 	}
@@ -195,13 +274,8 @@ func lateAnswers(entries []Entry, holder, successor Entry, deadline cluster.Inst
 		if e.Kind != KindAnswer || e.Node != holder.Node || e.Until <= deadline.Add(limits.Noise) {
 			continue
 		}
-		// A stretch that began after the deadline belongs to a role of
-		// its own if it ends after the node held the role again.
-		if e.At >= deadline && e.Until >= until.Add(-limits.Noise) {
-			continue
-		}
-		if e.At >= until.Add(-leaseSeenLag) {
-			continue
+		if e.At >= until.Add(-limits.Noise) {
+			continue // of the later role: it answers once its write is acknowledged
 		}
 		out = append(out, Violation{"I3", e.Until, fmt.Sprintf("%s answered for %s until %v after its deadline (epoch %d, successor %s)",
 			e.Node, e.Addr, e.Until.Sub(deadline), holder.Epoch, successor.Node)})
@@ -215,7 +289,7 @@ func checkFences(entries []Entry) []Violation {
 	var out []Violation
 	incarnation := map[cluster.NodeID]cluster.Incarnation{}
 	fence := map[cluster.NodeID]Entry{}
-	for i, e := range entries {
+	for _, e := range entries {
 		switch {
 		case e.Kind == KindIncarnation:
 			incarnation[e.Node] = e.Incarnation
@@ -227,7 +301,6 @@ func checkFences(entries []Entry) []Violation {
 			}
 			f, ok := fence[e.Node]
 			switch {
-			case namedSoon(entries[i:], e, incarnation[e.Node]):
 			case !ok:
 				out = append(out, Violation{"I5", e.At, fmt.Sprintf("%s was powered off though no fence record named it", e.Node)})
 			case f.Incarnation != incarnation[e.Node]:
@@ -237,22 +310,4 @@ func checkFences(entries []Entry) []Violation {
 		}
 	}
 	return out
-}
-
-// recordSight is how much later than it was written a record may be seen.
-const recordSight = time.Second
-
-// namedSoon reports whether a fence record that names the incarnation is seen
-// soon after the power-off: a BMC may be faster than the watch that shows the
-// record it acts on.
-func namedSoon(later []Entry, off Entry, incarnation cluster.Incarnation) bool {
-	for _, e := range later {
-		if e.At > off.At.Add(recordSight) {
-			return false
-		}
-		if e.Kind == KindFence && e.Node == off.Node && e.Incarnation == incarnation {
-			return true
-		}
-	}
-	return false
 }

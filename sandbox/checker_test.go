@@ -16,6 +16,7 @@ func sound() []Entry {
 	return []Entry{
 		{At: ms(10), Kind: KindIncarnation, Node: "hv1", Incarnation: "b1.a"},
 		{At: ms(10), Kind: KindIncarnation, Node: "hv2", Incarnation: "b2.a"},
+		{At: ms(10), Kind: KindIncarnation, Node: "hv3", Incarnation: "b9.a"},
 		{At: ms(100), Kind: KindLease, Node: "hv1", Incarnation: "b1.a", Epoch: 1, N: 1, TTLMillis: 2800},
 		{At: ms(110), Until: ms(1000), Kind: KindAnswer, Node: "hv1", Addr: "v4"},
 		{At: ms(110), Kind: KindHook, Node: "hv1", Name: "beacon", On: true},
@@ -45,7 +46,7 @@ func TestCheckerKnowsThatARecordIsSeenLaterThanItIsWritten(t *testing.T) {
 	h := sound()
 	for i := range h {
 		if h[i].Kind == KindFence {
-			h[i].At = ms(7150) // the machine was switched off at 7100
+			h[i].At, h[i].Written = ms(9950), ms(7000) // the machine was switched off at 7100
 		}
 		if h[i].Kind == KindPower && h[i].By == "bmc" {
 			h[i].Text = wasOn(true)
@@ -53,6 +54,62 @@ func TestCheckerKnowsThatARecordIsSeenLaterThanItIsWritten(t *testing.T) {
 	}
 	if got := Check(h, Limits{Noise: 5 * time.Millisecond, Grace: 300 * time.Millisecond}); len(got) != 0 {
 		t.Errorf("objects to a record that was seen late: %+v", got)
+	}
+}
+
+// A record counts from when it was written, as the servers have it; where
+// writes before it went unseen, from the earliest that it may have stood.
+func TestCheckerGoesByWhenARecordWasWritten(t *testing.T) {
+	limits := Limits{Noise: 5 * time.Millisecond, Grace: 300 * time.Millisecond}
+	edit := func(kind Kind, nth int, f func(*Entry)) func([]Entry) []Entry {
+		return func(h []Entry) []Entry {
+			for i, n := 0, 0; i < len(h); i++ {
+				if h[i].Kind == kind {
+					if n++; n == nth {
+						f(&h[i])
+					}
+				}
+				if h[i].Kind == KindPower && h[i].By == "bmc" {
+					h[i].Text = wasOn(true)
+				}
+			}
+			return h
+		}
+	}
+	early := func(at int) func([]Entry) []Entry { // hv1 answers before the take at 4000 that gives it the role again
+		return func(h []Entry) []Entry {
+			h = edit(KindLease, 4, func(e *Entry) { e.At, e.Written = ms(4030), ms(4000) })(h)
+			return append(h, Entry{At: ms(at), Until: ms(4009), Kind: KindAnswer, Node: "hv1", Addr: "v4"})
+		}
+	}
+	for name, c := range map[string]struct {
+		invariant string
+		plant     func([]Entry) []Entry
+	}{
+		"written just before the power went, seen after": {"", edit(KindFence, 1, func(e *Entry) { e.At, e.Written = ms(7500), ms(7099) })},
+		"written just after the power went":              {"I5", edit(KindFence, 1, func(e *Entry) { e.At, e.Written = ms(7125), ms(7101) })},
+		"its first writes unseen, claimed in time":       {"", edit(KindFence, 1, func(e *Entry) { e.At, e.Written, e.After = ms(7200), ms(7150), ms(6000) })},
+		"its first writes unseen, claimed too late":      {"I5", edit(KindFence, 1, func(e *Entry) { e.At, e.Written, e.After = ms(7200), ms(7150), ms(7110) })},
+		"answers once its take is written":               {"", early(4001)},
+		"answers just before its take is written":        {"I3", early(3980)},
+		"a renewal seen late does not lengthen the role": {"I3", func(h []Entry) []Entry {
+			h = edit(KindLease, 2, func(e *Entry) { e.At, e.Written = ms(690), ms(600) })(h) // ends by 3101
+			return append(h, Entry{At: ms(1000), Until: ms(3120), Kind: KindAnswer, Node: "hv1", Addr: "v4"})
+		}},
+		"nor is who ends in time blamed": {"", func(h []Entry) []Entry {
+			h = edit(KindLease, 2, func(e *Entry) { e.At, e.Written = ms(690), ms(600) })(h)
+			return append(h, Entry{At: ms(1000), Until: ms(3106), Kind: KindAnswer, Node: "hv1", Addr: "v4"})
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := Check(c.plant(sound()), limits)
+			switch {
+			case c.invariant == "" && len(got) != 0:
+				t.Errorf("objects: %+v", got)
+			case c.invariant != "" && (len(got) != 1 || got[0].Invariant != c.invariant):
+				t.Errorf("found %+v, want one violation of %s", got, c.invariant)
+			}
+		})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"pvc.internal/cluster"
+	"pvc.internal/peer/pki"
 )
 
 // The BMCs' credentials: of simulated machines, so they are no secret.
@@ -17,6 +18,9 @@ const (
 	bmcUser     = "admin"
 	bmcPassword = "sandbox"
 )
+
+// peerPort is where a node answers the others, on the cluster network.
+const peerPort = 7371
 
 // hookService is the name of the primary-only service that the sandbox's
 // primary runs.
@@ -27,6 +31,7 @@ type settingsFile struct {
 	Cluster   map[string]any    `yaml:"cluster"`
 	ZooKeeper map[string]any    `yaml:"zookeeper"`
 	Timing    map[string]string `yaml:"timing"`
+	Peer      map[string]any    `yaml:"peer,omitempty"`
 	Role      map[string]any    `yaml:"role,omitempty"`
 	Addresses []map[string]any  `yaml:"addresses,omitempty"`
 	Services  []map[string]any  `yaml:"services,omitempty"`
@@ -61,6 +66,9 @@ func (s *Sandbox) writeFiles(n *Node) error {
 			return fmt.Errorf("make the folder of %s: %w", n.Plan.Name, err)
 		}
 	}
+	if err := s.certify(n); err != nil {
+		return err
+	}
 	files := map[string]string{"bmc.pass": bmcPassword + "\n"}
 	if n.Plan.Mode == cluster.Coordinator {
 		files["zoo.cfg"] = s.zooConfig(n)
@@ -83,6 +91,19 @@ func (s *Sandbox) writeFiles(n *Node) error {
 	return nil
 }
 
+// certify makes the node's key and certificate, and for the first node the
+// sandbox's own authority.
+func (s *Sandbox) certify(n *Node) error {
+	authority, at := filepath.Join(s.options.Dir, "pki"), time.Now()
+	if n.Plan.Index == 0 {
+		if _, err := pki.Init(authority, s.options.Name, true, at); err != nil {
+			return err
+		}
+	}
+	_, err := pki.Issue(authority, n.Plan.Name, filepath.Join(n.Dir, "pki"), pki.NodeDays, true, at)
+	return err
+}
+
 func (s *Sandbox) common(n *Node) settingsFile {
 	timing := map[string]string{"profile": s.options.Profile}
 	for k, v := range s.options.Timing {
@@ -101,6 +122,11 @@ func (s *Sandbox) agentSettings(n *Node) settingsFile {
 	f := s.common(n)
 	f.StateDir, f.RunDir = filepath.Join(n.Dir, "state"), filepath.Join(n.Dir, "run")
 	f.Role = map[string]any{"gate": true}
+	files := pki.NodeFiles(filepath.Join(n.Dir, "pki"))
+	f.Peer = map[string]any{
+		"listen": fmt.Sprintf("%s:%d", n.Plan.Cluster.Addr(), peerPort),
+		"tls":    map[string]any{"ca": files.CA, "cert": files.Cert, "key": files.Key},
+	}
 	for _, a := range FloatingAddresses() {
 		f.Addresses = append(f.Addresses, map[string]any{
 			"name": a.Name, "cidr": a.Prefix.String(), "interface": a.Interface})

@@ -72,11 +72,13 @@ type controlRequest struct {
 	Script ScriptRequest `json:"script"`
 }
 
-// ScriptRequest names a script: the demo's, or the soak's where it says how long.
+// ScriptRequest names a script: its faults one after the other, or drawn at
+// random where it says for how long.
 type ScriptRequest struct {
 	Faults  []string      `json:"faults,omitempty"` // none: all
 	Lasting time.Duration `json:"lasting,omitempty"`
 	Seed    uint64        `json:"seed,omitempty"`
+	Rounds  int           `json:"rounds,omitempty"` // of each fault; 0 is 1
 }
 
 // Script makes the script; it fails on a fault that does not exist.
@@ -86,15 +88,19 @@ func (r ScriptRequest) Script() (Script, error) {
 	case err != nil:
 		return nil, err
 	case r.Lasting > 0:
-		return Chaos(faults, r.Seed, r.Lasting), nil
+		return Drawn(faults, r.Seed, r.Lasting), nil
 	}
-	return InOrder(faults), nil
+	return Repeated(faults, r.Rounds), nil
 }
 
-// Timeout bounds the whole script.
+// Timeout bounds the whole script: what is named may take longer than the
+// demo's faults.
 func (r ScriptRequest) Timeout() time.Duration {
-	return r.Lasting + demoTimeout
+	return demoTimeout + r.Lasting + time.Duration(len(r.Faults)*max(1, r.Rounds))*faultTimeout
 }
+
+// faultTimeout is how long a fault that is named may take.
+const faultTimeout = 5 * time.Minute
 
 // controlLine is one line of the answer; the last one has Done.
 type controlLine struct {
@@ -111,7 +117,7 @@ func controlPath(dir string) string { return filepath.Join(dir, "control.sock") 
 // ServeControl answers orders from other processes until ctx ends or "down" is
 // ordered; one script runs at a time. It calls ready once others can order.
 func (s *Sandbox) ServeControl(ctx context.Context, ready func()) error {
-	ln, err := net.Listen("unix", controlPath(s.options.Dir))
+	ln, err := new(net.ListenConfig).Listen(ctx, "unix", controlPath(s.options.Dir))
 	if err != nil {
 		return fmt.Errorf("listen for orders: %w", err)
 	}
@@ -226,9 +232,14 @@ var ErrDown = errors.New("no such sandbox is up")
 // Remote is a sandbox that another process holds.
 type Remote struct{ dir string }
 
+func dialControl(ctx context.Context, dir string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: time.Second}
+	return dialer.DialContext(ctx, "unix", controlPath(dir))
+}
+
 // Find returns the sandbox that is up in the folder, ErrDown if none is.
 func Find(dir string) (*Remote, error) {
-	conn, err := net.DialTimeout("unix", controlPath(dir), time.Second)
+	conn, err := dialControl(context.Background(), dir)
 	if err != nil {
 		return nil, fmt.Errorf("%w in %s; `pvc sandbox up` starts one", ErrDown, dir)
 	}
@@ -237,7 +248,7 @@ func Find(dir string) (*Remote, error) {
 }
 
 func (r *Remote) order(ctx context.Context, req controlRequest, out io.Writer) (controlLine, error) {
-	conn, err := net.DialTimeout("unix", controlPath(r.dir), time.Second)
+	conn, err := dialControl(ctx, r.dir)
 	if err != nil {
 		return controlLine{}, fmt.Errorf("%w in %s", ErrDown, r.dir)
 	}

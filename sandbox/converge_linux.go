@@ -14,16 +14,40 @@ import (
 // primary and answers for every floating address, and nothing is under way.
 // The error says what is missing.
 func (s *Sandbox) WaitConverged(ctx context.Context) error {
+	return s.waitConverged(ctx, clusterTimeout)
+}
+
+func (s *Sandbox) waitConverged(ctx context.Context, limit time.Duration) error {
 	if s.store == nil {
 		return errors.New("this sandbox has no daemons that could converge")
 	}
-	ctx, cancel := context.WithTimeout(ctx, clusterTimeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	began := time.Now()
 	if err := s.store.wait(ctx, func(snap *cluster.Snapshot) error { return s.unconverged(snap) }); err != nil {
 		return fmt.Errorf("not converged after %.1f s: %w", time.Since(began).Seconds(), err)
 	}
 	return nil
+}
+
+// rests waits for the cluster to come to rest after a fault and records whether
+// it has.
+func (s *Sandbox) rests(ctx context.Context, after string, limit time.Duration) error {
+	err := s.waitConverged(ctx, limit)
+	switch {
+	case err == nil:
+		s.history.Add(Entry{Kind: KindFault, Name: after, Text: stepRest})
+	case ctx.Err() == nil: // nobody called it off
+		s.history.Add(Entry{Kind: KindFault, Name: after, Text: stepUnrest, By: err.Error()})
+	}
+	return err
+}
+
+// Failsafe reports whether the present holder asks the others before it gives
+// up for want of a store.
+func (s *Sandbox) Failsafe() bool {
+	snap := s.store.latest()
+	return snap != nil && len(snap.Lease.Value.Coordinators) > 0
 }
 
 // unconverged says all that is missing to a cluster at rest; nil if nothing.
@@ -38,6 +62,12 @@ func (s *Sandbox) unconverged(snap *cluster.Snapshot) error {
 		add("nobody holds the primary role")
 	case now().Sub(lease.SeenAt) > lease.Value.TTL():
 		add("the lease of %s has expired", lease.Value.Holder)
+	}
+	if p := snap.PrimaryNode; p.Present && lease.Value.Holder != "" && p.Value != string(lease.Value.Holder) {
+		add("primary_node is %q, the holder %s", p.Value, lease.Value.Holder)
+	}
+	if word := s.maintenance.Load(); word != nil && onOff(snap.Maintenance.Value) != *word {
+		add("maintenance was set %s and is seen %s", *word, onOff(snap.Maintenance.Value))
 	}
 	if t := snap.Transition; t.Present && t.Value.Running() {
 		add("a hand-over from %q to %s is in phase %s", t.Value.From, t.Value.To, t.Value.Phase)
@@ -81,6 +111,9 @@ func nodeUnconverged(n *Node, snap *cluster.Snapshot) []string {
 	if view.Router.Value != want {
 		missing = append(missing, fmt.Sprintf("%s is %q, not %q", name, view.Router.Value, want))
 	}
+	if o := view.Order; o.Present && o.Err == nil {
+		missing = append(missing, fmt.Sprintf("the order to %s %s is not answered", o.Value.Action, name))
+	}
 	if f := view.Fence; f.Present && !f.Value.Ended() {
 		missing = append(missing, fmt.Sprintf("the fence of %s is in stage %s", name, f.Value.Stage))
 	}
@@ -110,12 +143,56 @@ func (s *Sandbox) wish(ctx context.Context, value string) error {
 		key := cluster.Key{Kind: cluster.KeyPrimaryNode}
 		res := s.store.Commit(ctx, cluster.Txn{Purpose: "sandbox.wish", Ops: []cluster.Op{cluster.Put(key, snap.PrimaryNode, value)}})
 		if res.Outcome == cluster.OutcomeOK {
+			s.history.Add(Entry{Kind: KindIntent, Name: intentPrimary, Text: value})
 			return nil
 		}
 		if res.Outcome != cluster.OutcomeConflict || ctx.Err() != nil {
 			return fmt.Errorf("write primary_node: %s: %w", res.Outcome, res.Err)
 		}
 	}
+}
+
+// setMaintenance switches it, as the API would.
+func (s *Sandbox) setMaintenance(ctx context.Context, on bool) error {
+	record := cluster.MaintenanceRecord{Version: 1}
+	if on {
+		record = cluster.MaintenanceRecord{Version: 1, Owner: "sandbox", Reason: "a fault of the sandbox", SinceMS: time.Now().UnixMilli()}
+	}
+	for {
+		snap, err := s.store.Refresh(ctx)
+		if err != nil {
+			return fmt.Errorf("read maintenance: %w", err)
+		}
+		res := s.store.Commit(ctx, cluster.Txn{Purpose: "sandbox.maintenance", Ops: []cluster.Op{
+			cluster.Put(cluster.Key{Kind: cluster.KeyMaintenance}, snap.Maintenance, on),
+			cluster.Put(cluster.Key{Kind: cluster.KeyMaintenanceRecord}, snap.MaintenanceRecord, record)}})
+		if res.Outcome == cluster.OutcomeOK {
+			word := onOff(on)
+			s.maintenance.Store(&word)
+			s.history.Add(Entry{Kind: KindIntent, Name: intentMaintenance, Text: word})
+			return nil
+		}
+		if res.Outcome != cluster.OutcomeConflict || ctx.Err() != nil {
+			return fmt.Errorf("write maintenance %s: %s: %w", onOff(on), res.Outcome, res.Err)
+		}
+	}
+}
+
+// orderFence orders a fence of the node's present start, as an operator would.
+func (s *Sandbox) orderFence(ctx context.Context, n *Node, id string) error {
+	snap, err := s.store.Refresh(ctx)
+	if err != nil {
+		return fmt.Errorf("read what is known of %s: %w", n.Plan.Name, err)
+	}
+	view := snap.Nodes[n.Plan.Name]
+	key := cluster.Key{Kind: cluster.KeyFenceOrder, Node: n.Plan.Name}
+	res := s.store.Commit(ctx, cluster.Txn{Purpose: "sandbox.order", Ops: []cluster.Op{cluster.Put(key, view.Order, cluster.FenceOrder{
+		Version: 1, ID: id, Node: n.Plan.Name, Incarnation: view.Record.Value.Incarnation, Action: cluster.OrderFence,
+		Reason: "a fault of the sandbox", By: "sandbox", UnixMS: time.Now().UnixMilli()})}})
+	if res.Outcome != cluster.OutcomeOK {
+		return fmt.Errorf("order a fence of %s: %s: %w", n.Plan.Name, res.Outcome, res.Err)
+	}
+	return nil
 }
 
 // resetBudget lets the next fault be fenced, whatever the earlier ones cost.

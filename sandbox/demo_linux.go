@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,8 +40,13 @@ func InOrder(faults []Fault) Script {
 	}
 }
 
-// Chaos is the soak's script: faults drawn by the seed until the time is over.
-func Chaos(faults []Fault, seed uint64, lasting time.Duration) Script {
+// Repeated is a script that goes through the faults so many times.
+func Repeated(faults []Fault, rounds int) Script {
+	return InOrder(slices.Repeat(faults, max(1, rounds)))
+}
+
+// Drawn is a script of faults drawn by the seed until the time is over.
+func Drawn(faults []Fault, seed uint64, lasting time.Duration) Script {
 	draw := rand.New(rand.NewPCG(seed, 0))
 	end := time.Now().Add(lasting)
 	return func() (Step, bool) {
@@ -68,7 +74,7 @@ func (s *Sandbox) Run(ctx context.Context, script Script, out io.Writer) (Report
 	rep := Report{Name: s.options.Name, Coordinators: s.options.Coordinators, Hypervisors: s.options.Hypervisors,
 		Profile: s.options.Profile, Hooks: !s.options.NoHooks, PeriodMS: millis(probePeriod), Results: []Result{}, Violations: []Violation{}}
 	err := s.runScript(ctx, script, out, &rep)
-	rep.Violations = append(rep.Violations, s.check(context.WithoutCancel(ctx), from, rep.limits(s.timing().Grace))...)
+	rep.Violations = append(rep.Violations, s.check(context.WithoutCancel(ctx), from, rep.limits(s.timing()))...)
 	if sums := Summarise(rep.Results); len(sums) < len(rep.Results) {
 		rep.Summary = sums
 	}
@@ -99,7 +105,7 @@ func (s *Sandbox) runScript(ctx context.Context, script Script, out io.Writer, r
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		res.Violations = s.check(ctx, from, rep.limits(s.timing().Grace))
+		res.Violations = s.check(ctx, from, rep.limits(s.timing()))
 		if err != nil && res.Error == "" {
 			res.Error = err.Error()
 		}
@@ -126,9 +132,14 @@ func (s *Sandbox) announce(out io.Writer, rep *Report) {
 }
 
 // limits are what the checker allows for what was measured.
-func (r *Report) limits(grace time.Duration) Limits {
-	noise := time.Duration(r.NoiseMS * float64(time.Millisecond))
-	return Limits{Noise: max(5*time.Millisecond, noise), Events: time.Duration(r.EventNoiseMS * float64(time.Millisecond)), Grace: grace}
+func (r *Report) limits(t cluster.Timing) Limits {
+	return limitsOf(t, time.Duration(r.NoiseMS*float64(time.Millisecond)), time.Duration(r.EventNoiseMS*float64(time.Millisecond)))
+}
+
+// limitsOf are what the checker allows a cluster of that timing, given the
+// measured resolution of answers and of events.
+func limitsOf(t cluster.Timing, noise, events time.Duration) Limits {
+	return Limits{Noise: max(5*time.Millisecond, noise), Events: events, Grace: t.Grace, Missed: 5 * t.KeepaliveInterval / 2}
 }
 
 // check examines the whole history so far and returns what was broken at or

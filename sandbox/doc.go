@@ -6,7 +6,7 @@
 //
 // It injects faults as values, records what happened as a history on one clock
 // (CLOCK_BOOTTIME, which all namespaces share) and checks that history against
-// the protocol's invariants I1, I2, I3 and I5 afterwards.
+// the protocol's invariants I1 to I10, as far as it shows them, afterwards.
 //
 // Nothing of it outlives its supervisor process: every node's PID 1 dies with
 // it, a PID namespace dies with its PID 1, and network namespaces that no

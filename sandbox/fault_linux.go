@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +17,9 @@ import (
 type Fault struct {
 	Name string
 	Text string // for people
-	// Needs is how many coordinators there must be for the cluster to survive it.
-	Needs int
+	// Needs is how many coordinators there must be for the cluster to survive it,
+	// NeedsNodes how many nodes.
+	Needs, NeedsNodes int
 	// prepare brings about the combination that the fault wants and returns
 	// the node it will hit.
 	prepare func(context.Context, *Sandbox) (*Node, error)
@@ -26,20 +28,39 @@ type Fault struct {
 	outcome func(context.Context, *Sandbox, *Node) error
 	// heal undoes the fault where the cluster has not done so itself.
 	heal func(context.Context, *Sandbox, *Node) error
-	// stays says whether, with this timing, the fault must move nothing (I9);
-	// nil: it may.
-	stays func(cluster.Timing) bool
+	// stays says whether, in this cluster, the fault must move nothing (I9); nil:
+	// it may.
+	stays func(*Sandbox) bool
+	// spares says that nobody may be fenced, not even whom it hits (I6).
+	spares bool
+	// verdict judges, at rest again, what has happened since it began; nil:
+	// nothing beyond the invariants.
+	verdict func(s *Sandbox, n *Node, began cluster.Instant) error
 	// Extra keeps it out of the demo's script: it runs when it is named.
 	Extra bool
 }
 
-// Inject brings the fault about and returns the node it hit.
+// Inject brings the fault about, whatever earlier ones have spent of the
+// failover budget, and returns the node it hit.
 func (f Fault) Inject(ctx context.Context, s *Sandbox) (*Node, error) {
+	if err := s.resetBudget(ctx); err != nil {
+		return nil, err
+	}
 	n, err := f.prepare(ctx, s)
 	if err != nil {
 		return nil, err
 	}
+	s.begin(f, n)
 	return n, f.inject(ctx, s, n)
+}
+
+// begin records that the fault strikes now.
+func (s *Sandbox) begin(f Fault, n *Node) cluster.Instant {
+	began := now()
+	s.started.Store(int64(began))
+	s.struck, s.strikes = []cluster.NodeID{n.Plan.Name}, s.strikes+1
+	s.history.Add(Entry{At: began, Kind: KindFault, Name: f.Name, Node: n.Plan.Name, Text: stepInject})
+	return began
 }
 
 // Heal undoes it.
@@ -47,6 +68,11 @@ func (f Fault) Heal(ctx context.Context, s *Sandbox, n *Node) error { return f.h
 
 // Faults lists all of them; those that are not Extra in the order of the demo.
 func Faults() []Fault {
+	return slices.Concat(demoFaults(), nodeFaults(), storeFaults(), bmcFaults(), fencerFaults(), powerFaults())
+}
+
+// demoFaults are the demo's, and those like them.
+func demoFaults() []Fault {
 	return []Fault{
 		{Name: "switch", Text: "planned switch", Needs: 2,
 			prepare: primaryNode, inject: wishOther, outcome: roleMoves, heal: nothing},
@@ -54,14 +80,14 @@ func Faults() []Fault {
 			prepare: primaryNode, inject: signalAgent(unix.SIGTERM), outcome: roleMoves, heal: startAgentAfterExit},
 		{Name: "wish-none", Text: "primary_node := none", Needs: 2,
 			prepare: primaryNode, inject: wishNone, outcome: roleMoves, heal: nothing},
-		{Name: "kill9", Text: "kill -9 of the agent, not restarted", Needs: 2,
+		{Name: "kill9", Text: "kill -9 of the agent, not restarted", Needs: 3,
 			prepare: primaryNode, inject: signalAgent(unix.SIGKILL), outcome: fenced, heal: startAgent},
 		{Name: "kill9-restart", Text: "kill -9 of the agent, back after 200 ms", Needs: 1,
 			prepare: primaryNode, inject: killAndRestart, outcome: watchFor(4 * time.Second), heal: startAgent,
 			stays: always},
 		{Name: "sigstop", Text: "SIGSTOP of the agent, then SIGCONT", Needs: 2,
 			prepare: primaryNode, inject: signalAgent(unix.SIGSTOP), outcome: stoppedPastItsDeadline, heal: continueAgent},
-		{Name: "sigstop-stay", Text: "SIGSTOP of the agent, not continued", Needs: 2, Extra: true,
+		{Name: "sigstop-stay", Text: "SIGSTOP of the agent, not continued", Needs: 3, Extra: true,
 			prepare: primaryNode, inject: signalAgent(unix.SIGSTOP), outcome: fenced, heal: startAgent},
 		{Name: "link-down", Text: "link down", Needs: 3,
 			prepare: primaryOnFollower, inject: linksDown, outcome: fenced, heal: powerAndLinks},
@@ -75,9 +101,13 @@ func Faults() []Fault {
 	}
 }
 
-// FaultNamed returns the fault of that name; the error lists the names.
+// FaultNamed returns the fault of that name; the error lists the names. Behind
+// that of a cold start the order of the nodes may follow: cold-start-10-312.
 func FaultNamed(name string) (Fault, error) {
 	var names []string
+	if f, ok := coldStartNamed(name); ok {
+		return f, nil
+	}
 	for _, f := range Faults() {
 		if f.Name == name {
 			return f, nil
@@ -145,8 +175,8 @@ func killAndRestart(ctx context.Context, _ *Sandbox, n *Node) error {
 	return n.Start(ctx, progAgent)
 }
 
-func linksDown(_ context.Context, s *Sandbox, n *Node) error {
-	return s.net.setPorts(n.Plan, false, linkUpstream, linkCluster)
+func linksDown(_ context.Context, _ *Sandbox, n *Node) error {
+	return errors.Join(n.setLink(false, linkUpstream), n.setLink(false, linkCluster))
 }
 
 func powerOff(_ context.Context, _ *Sandbox, n *Node) error { return n.Off() }
@@ -228,10 +258,11 @@ func continueAgent(ctx context.Context, s *Sandbox, n *Node) error {
 	return nil
 }
 
-func always(cluster.Timing) bool { return true }
+func always(*Sandbox) bool { return true }
 
 // outlastsWriteGap is I9's condition for a gap in the store's writes.
-func outlastsWriteGap(t cluster.Timing) bool {
+func outlastsWriteGap(s *Sandbox) bool {
+	t := s.timing()
 	return t.RenewInterval+t.WriteGap+100*time.Millisecond <= t.RoleTTL-t.Grace
 }
 
@@ -246,7 +277,7 @@ func powerAndLinks(ctx context.Context, s *Sandbox, n *Node) error {
 	if err := n.On(); err != nil {
 		return err
 	}
-	if err := s.net.setPorts(n.Plan, true, linkUpstream, linkCluster); err != nil {
+	if err := errors.Join(n.setLink(true, linkUpstream), n.setLink(true, linkCluster)); err != nil {
 		return err
 	}
 	return s.waitEnsemble(ctx)
@@ -262,17 +293,26 @@ func fenced(ctx context.Context, s *Sandbox, n *Node) error {
 	if err := roleMoves(ctx, s, n); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 25*time.Second+s.timing().SuspectAfter())
+	return s.waitFence(ctx, n, 25*time.Second+s.timing().SuspectAfter(), "has not been fenced", verifiedOff)
+}
+
+// waitFence waits, at most for the limit, until a fence of the node since the
+// fault struck has come to what ok accepts.
+func (s *Sandbox) waitFence(ctx context.Context, n *Node, limit time.Duration, missing string, ok func(Entry) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	begun := s.started.Load()
+	begun := cluster.Instant(s.started.Load())
 	return s.store.wait(ctx, func(*cluster.Snapshot) error {
-		for _, e := range s.history.Since(cluster.Instant(begun)) {
-			if e.Kind == KindFence && e.Node == n.Plan.Name && verifiedOff(e) {
-				return nil
-			}
+		if slices.ContainsFunc(s.fencesSince(begun), func(e Entry) bool { return e.Node == n.Plan.Name && ok(e) }) {
+			return nil
 		}
-		return fmt.Errorf("%s has not been fenced", n.Plan.Name)
+		return fmt.Errorf("%s %s", n.Plan.Name, missing)
 	})
+}
+
+// fencesSince are the fence records seen since the instant.
+func (s *Sandbox) fencesSince(from cluster.Instant) []Entry {
+	return slices.DeleteFunc(s.history.Since(from), func(e Entry) bool { return e.Kind != KindFence || e.At < from })
 }
 
 func verifiedOff(e Entry) bool {

@@ -31,15 +31,29 @@ const (
 	KindPrimary     Kind = "primary"     // primary_node as seen: Text
 	KindView        Kind = "view"        // how a coordinator judges a node, as it publishes: Node, By (the coordinator), Text
 	KindTransition  Kind = "transition"  // a hand-over as seen to begin: Name (id), By (from), Node (to), Text (cause)
-	KindFault       Kind = "fault"       // a fault's step: Text ("inject", "heal", "end"), Name
+	KindKeepalive   Kind = "keepalive"   // a node's keepalive as seen: Node, N (the record's version)
+	KindMaintenance Kind = "maintenance" // the maintenance switch as seen: On
+	KindIntent      Kind = "intent"      // an operator's write was acknowledged: Name ("primary_node", "maintenance"), Text
+	KindStore       Kind = "store"       // On: the sandbox's own session is live; By "fault": all servers were taken away, or are back
+	KindCut         Kind = "cut"         // a node's network: Node, Name (what is cut), On: it is cut now
+	KindProgram     Kind = "program"     // a node's program was signalled or started: Node, Name, Text (the signal, or "start")
+	KindLoad        Kind = "load"        // the machine itself is kept busy (On) or no more
+	KindFault       Kind = "fault"       // a fault's step: Text ("inject", "heal", "healed", "rest", "unrest", "end"), Name
 	KindNote        Kind = "note"        // anything for people: Text
 )
 
 // Entry is one line of the history. At and Until are CLOCK_BOOTTIME, in
 // nanoseconds, of the one machine that all nodes share.
 type Entry struct {
-	At          cluster.Instant     `json:"t"`
-	Until       cluster.Instant     `json:"until,omitempty"`
+	At    cluster.Instant `json:"t"`
+	Until cluster.Instant `json:"until,omitempty"`
+	// Written is when ZooKeeper's leader took the write of a record that was
+	// seen at At, to the millisecond below: its own clock's word, which is this
+	// machine's. Zero: not known.
+	Written cluster.Instant `json:"written,omitempty"`
+	// After is set where writes of the record between the one seen before, at
+	// After, and this one were never seen.
+	After       cluster.Instant     `json:"after,omitempty"`
 	Kind        Kind                `json:"kind"`
 	Name        string              `json:"name,omitempty"`
 	Node        cluster.NodeID      `json:"node,omitempty"`
@@ -52,7 +66,14 @@ type Entry struct {
 	N           uint64              `json:"n,omitempty"`
 	TTLMillis   int64               `json:"ttl_ms,omitempty"`
 	Stage       cluster.FenceStage  `json:"stage,omitempty"`
-	Text        string              `json:"text,omitempty"`
+	// Peers are, of a lease, whom its holder asks before it goes on without the
+	// store; none: its failsafe is off.
+	Peers []cluster.NodeID `json:"peers,omitempty"`
+	// Unproven are, of a lease, the lost holders whose dead-proofs it owes.
+	Unproven []cluster.NodeID `json:"unproven,omitempty"`
+	// Order is, of a fence, the operator's order that made it.
+	Order string `json:"order,omitempty"`
+	Text  string `json:"text,omitempty"`
 }
 
 // History is append-only: kept in memory for the checker and written as JSON

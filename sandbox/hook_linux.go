@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -28,7 +29,7 @@ func HookMain(args []string) error {
 		return fmt.Errorf("write the pid file: %w", err)
 	}
 	// Without a sandbox to tell, the service still runs.
-	if conn, err := net.Dial("unix", args[1]); err == nil {
+	if conn, err := new(net.Dialer).DialContext(context.Background(), "unix", args[1]); err == nil {
 		defer conn.Close()
 		_, _ = fmt.Fprintln(conn, args[0])
 	}

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,7 +63,7 @@ func InitMain(args []string) error {
 	signal.Reset()
 	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGPIPE)
 	signal.Notify(children, unix.SIGCHLD)
-	ln, err := net.Listen("unix", filepath.Join(dir, "init.sock"))
+	ln, err := new(net.ListenConfig).Listen(context.Background(), "unix", filepath.Join(dir, "init.sock"))
 	if err != nil {
 		return fmt.Errorf("listen for orders: %w", err)
 	}

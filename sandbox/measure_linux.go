@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,16 +25,25 @@ type Result struct {
 	// the first coordinator's published judgement of the node that was hit.
 	SuspectMS float64 `json:"suspect_ms"`
 	DeadMS    float64 `json:"dead_ms"`
+	// TakenMS is when another node was first seen to hold the role.
+	TakenMS   float64 `json:"role_taken_ms"`
 	ClaimedMS float64 `json:"fence_claimed_ms"`
 	OffMS     float64 `json:"verified_off_ms"`
+	// CleanMS is when the fence's record was done: roles and records of the node
+	// had been cleaned before.
+	CleanMS float64 `json:"records_clean_ms"`
+	// Notes are what else is worth telling of the run.
+	Notes []string `json:"notes,omitempty"`
 	// ResolutionMS is the longest silence of any address in the seconds at rest
 	// before the fault: a shorter one is no news.
 	ResolutionMS float64 `json:"resolution_ms"`
 	// StallMS is the longest time for which the prober itself did not run: the
 	// machine was busy elsewhere. What was shorter nobody may have seen.
 	StallMS float64 `json:"prober_stall_ms"`
-	// LateAnswers came so late that they were not counted for anything.
+	// LateAnswers came after their round was final; they count for overlaps, but
+	// for LostAnswers, which there was no more room for.
 	LateAnswers uint64      `json:"late_answers,omitempty"`
+	LostAnswers uint64      `json:"lost_answers,omitempty"`
 	Error       string      `json:"error,omitempty"` // what did not come about
 	Violations  []Violation `json:"violations,omitempty"`
 }
@@ -47,8 +57,12 @@ type AddressResult struct {
 	UnaskedMS   float64 `json:"silence_unasked_ms"`
 	StillSilent bool    `json:"still_silent,omitempty"`
 	TwiceRounds int     `json:"answers_twice_rounds"` // rounds that two nodes answered: facts
-	TwiceMS     float64 `json:"answers_twice_ms"`     // the longest run of them, ± one period; 0: none
-	HeldTwiceMS float64 `json:"held_twice_ms"`        // two kernels held it
+	// TwiceMS is how long the longest run of them is proven to have lasted, ± one
+	// period; 0: none. TwiceMostMS is how long it can have been, given when the
+	// prober did not ask or got no answer at all.
+	TwiceMS     float64 `json:"answers_twice_ms"`
+	TwiceMostMS float64 `json:"answers_twice_most_ms"`
+	HeldTwiceMS float64 `json:"held_twice_ms"` // two kernels held it
 	TornRounds  int     `json:"torn_rounds,omitempty"`
 }
 
@@ -57,9 +71,13 @@ type AddressResult struct {
 // the cluster is in the Result.
 func (s *Sandbox) Measure(ctx context.Context, step Step) (Result, error) {
 	f := step.Fault
-	res := Result{Fault: f.Name, Text: f.Text, Phase: step.Phase, SuspectMS: -1, DeadMS: -1, ClaimedMS: -1, OffMS: -1}
-	if len(s.coordinators()) < f.Needs {
+	res := Result{Fault: f.Name, Text: f.Text, Phase: step.Phase, SuspectMS: -1, DeadMS: -1, TakenMS: -1, ClaimedMS: -1, OffMS: -1, CleanMS: -1}
+	switch {
+	case len(s.coordinators()) < f.Needs:
 		res.Skipped = fmt.Sprintf("needs %d coordinators", f.Needs)
+		return res, nil
+	case len(s.nodes) < f.NeedsNodes:
+		res.Skipped = fmt.Sprintf("needs %d nodes", f.NeedsNodes)
 		return res, nil
 	}
 	if err := s.WaitConverged(ctx); err != nil {
@@ -91,32 +109,34 @@ func (s *Sandbox) strike(ctx context.Context, f Fault, node *Node, res *Result) 
 		}
 	}
 	res.Node, res.Before = node.Plan.Name, s.holder()
-	endViews, late := s.recordViews(ctx), s.prober.log.late.Load()
+	endViews, late, lost := s.recordViews(ctx), s.prober.log.late.Load(), s.prober.log.unkept()
 	began := now()
 	res.ResolutionMS = millis(s.noise(began.Add(-restWindow), began))
-	began = now()
-	s.started.Store(int64(began))
-	s.history.Add(Entry{At: began, Kind: KindFault, Name: f.Name, Node: node.Plan.Name, Text: "inject"})
+	began = s.begin(f, node)
 	err := f.inject(ctx, s, node)
 	note(err, "inject: ")
 	if err == nil {
 		note(f.outcome(ctx, s, node), "")
 	}
-	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: "heal"})
+	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: stepHeal})
 	note(f.heal(ctx, s, node), "heal: ")
-	note(s.WaitConverged(ctx), "")
+	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: stepHealed})
+	note(s.rests(ctx, f.Name, clusterTimeout), "")
 	endViews()
 	res.After = s.holder()
 	note(s.stayed(f, res, began), "")
-	note(s.harmed(node.Plan.Name, began), "")
+	note(s.harmed(f, began), "")
+	if f.verdict != nil && res.Error == "" {
+		note(f.verdict(s, node, began), "")
+	}
 	ended := now()
 	// The last rounds' answers, and a few later ones, must be in.
-	if pause(ctx, (settleRounds+50)*probePeriod) != nil {
+	if s.prober.settled(ctx, ended.Add(50*probePeriod)) != nil && ctx.Err() != nil {
 		return
 	}
-	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: "end"})
+	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: stepEnd})
 	s.fill(res, began, ended)
-	res.LateAnswers = s.prober.log.late.Load() - late
+	res.LateAnswers, res.LostAnswers = s.prober.log.late.Load()-late, s.prober.log.unkept()-lost
 }
 
 // restWindow is the time before a fault in which the resolution is measured.
@@ -138,7 +158,7 @@ func (s *Sandbox) recordViews(ctx context.Context) (end func()) {
 // stayed is an error if a fault that must move nothing (I9) moved the role, its
 // addresses or its service.
 func (s *Sandbox) stayed(f Fault, res *Result, began cluster.Instant) error {
-	if f.stays == nil || !f.stays(s.timing()) {
+	if f.stays == nil || !f.stays(s) {
 		return nil
 	}
 	for _, e := range s.history.Since(began) {
@@ -156,11 +176,16 @@ func (s *Sandbox) stayed(f Fault, res *Result, began cluster.Instant) error {
 	return nil
 }
 
-// harmed is an error if a node that was not hit was fenced.
-func (s *Sandbox) harmed(hit cluster.NodeID, began cluster.Instant) error {
-	for _, e := range s.history.Since(began) {
-		if e.Kind == KindFence && e.At >= began && e.Node != hit && e.Stage != cluster.FenceDone {
-			return fmt.Errorf("a fence of %s was begun %.0f ms after a fault that hit %s", e.Node, millis(e.At.Sub(began)), hit)
+// harmed is an error if a node was fenced that was not hit, or any where the
+// fault is none to fence for.
+func (s *Sandbox) harmed(f Fault, began cluster.Instant) error {
+	for _, e := range s.fencesSince(began) {
+		switch {
+		case e.Stage == cluster.FenceDone || e.Stage == cluster.FenceCanceled:
+		case f.spares:
+			return fmt.Errorf("a fence of %s was begun by %s %.0f ms after a fault that nobody is to be fenced for", e.Node, e.By, millis(e.At.Sub(began)))
+		case !slices.Contains(s.struck, e.Node):
+			return fmt.Errorf("a fence of %s was begun %.0f ms after a fault that hit %v", e.Node, millis(e.At.Sub(began)), s.struck)
 		}
 	}
 	return nil
@@ -214,19 +239,23 @@ func (s *Sandbox) fill(res *Result, began, ended cluster.Instant) {
 		ar := AddressResult{Name: a.Name, SilenceMS: millis(rep.Silence.Length()), UnaskedMS: millis(rep.Unasked), StillSilent: rep.Open,
 			TwiceRounds: rep.Rounds, HeldTwiceMS: millis(heldTwice(entries, a.Name, began, ended).Length()), TornRounds: rep.Torn}
 		res.StallMS = millis(rep.Stall)
-		if rep.Rounds > 0 {
-			ar.TwiceMS = millis(rep.Twice.Length() + probePeriod)
-		}
+		proven, most := rep.Overlap()
+		ar.TwiceMS, ar.TwiceMostMS = millis(proven), millis(most)
 		res.Addresses = append(res.Addresses, ar)
 	}
 	res.fillTimes(entries, began)
+	for _, e := range entries {
+		if e.Kind == KindNote && e.Name == res.Fault && e.At >= began {
+			res.Notes = append(res.Notes, e.Text)
+		}
+	}
 }
 
 // fillTimes finds when the node that was hit was first suspected, held dead,
 // claimed for a fence, and verified to be off.
 func (r *Result) fillTimes(entries []Entry, began cluster.Instant) {
 	for _, e := range entries {
-		if e.At < began || e.Node != r.Node {
+		if e.At < began || e.Node != r.Node && e.Kind != KindLease {
 			continue
 		}
 		first := func(ms *float64) {
@@ -243,10 +272,15 @@ func (r *Result) fillTimes(entries []Entry, began cluster.Instant) {
 			case cluster.LiveSuspect.String(), cluster.LiveIsolated.String():
 				first(&r.SuspectMS)
 			}
+		case e.Kind == KindLease && e.Node != "" && e.Node != r.Before:
+			first(&r.TakenMS)
 		case e.Kind == KindFence:
 			first(&r.ClaimedMS)
 			if verifiedOff(e) {
 				first(&r.OffMS)
+			}
+			if e.Stage == cluster.FenceDone {
+				first(&r.CleanMS)
 			}
 		}
 	}

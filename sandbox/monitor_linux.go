@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"syscall"
@@ -46,9 +47,9 @@ func readAddressEvents(fd int, buf []byte, tell func(addressEvent)) (lost bool) 
 	for {
 		n, err := unix.Read(fd, buf)
 		switch {
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
-		case err == unix.ENOBUFS:
+		case errors.Is(err, unix.ENOBUFS):
 			lost = true
 			continue
 		case err != nil || n == 0:

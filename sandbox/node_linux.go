@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pvc.internal/cluster"
+	"pvc.internal/sandbox/bmc"
 )
 
 // Node is one machine of the sandbox.
@@ -29,6 +30,10 @@ type Node struct {
 	running *runningNode
 	// lastRunning is running for readers that must not wait for a power change.
 	lastRunning atomic.Pointer[runningNode]
+
+	bmc   *bmc.Faults
+	cutMu sync.Mutex // never held while mu is taken
+	cuts  map[string]cut
 }
 
 // runningNode is one power-on of a node.
@@ -76,7 +81,7 @@ func (n *Node) boot(ctx context.Context) (*runningNode, error) {
 		cgroupMount = noCgroup
 	}
 	argv := append(append([]string{}, n.sandbox.options.Helper...), "sandbox-init", n.Dir, string(n.Plan.Name), cgroupMount)
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // the node outlives the call that boots it
 	log, err := os.OpenFile(filepath.Join(n.Dir, "log", "init.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
 		return nil, err
@@ -138,6 +143,9 @@ func (n *Node) wire(ctx context.Context, r *runningNode, socket string) error {
 		}
 	}
 	if err := n.sandbox.net.attachNode(n.Plan, r.pid); err != nil {
+		return err
+	}
+	if err := n.restoreCuts(r.pid); err != nil {
 		return err
 	}
 	watch, err := watchAddresses(n.sandbox, n.Plan, r.pid)
@@ -217,9 +225,14 @@ func (n *Node) start(ctx context.Context, spec procSpec) error {
 // Start starts one of the node's programs again, by its name.
 func (n *Node) Start(ctx context.Context, program string) error {
 	for _, spec := range n.sandbox.programs(n) {
-		if spec.Name == program {
-			return n.start(ctx, spec)
+		if spec.Name != program {
+			continue
 		}
+		err := n.start(ctx, spec)
+		if err == nil {
+			n.sandbox.history.Add(Entry{Kind: KindProgram, Node: n.Plan.Name, Name: program, Text: "start"})
+		}
+		return err
 	}
 	return fmt.Errorf("node %s has no program %q", n.Plan.Name, program)
 }
@@ -227,6 +240,9 @@ func (n *Node) Start(ctx context.Context, program string) error {
 // Signal sends a signal to one of the node's programs.
 func (n *Node) Signal(ctx context.Context, program string, sig unix.Signal) error {
 	_, err := n.ask(ctx, initRequest{Op: "signal", Name: program, Signal: int(sig)})
+	if err == nil {
+		n.sandbox.history.Add(Entry{Kind: KindProgram, Node: n.Plan.Name, Name: program, Text: unix.SignalName(sig)})
+	}
 	return err
 }
 
@@ -252,7 +268,11 @@ func (n *Node) ensureRunning(ctx context.Context, program string) error {
 	if have[program].Running {
 		return nil
 	}
-	return n.Start(ctx, program)
+	err = n.Start(ctx, program)
+	if have, again := n.Programs(ctx); again == nil && have[program].Running {
+		return nil // somebody else was faster
+	}
+	return err
 }
 
 // namespace opens the node's network namespace; the caller closes it.
@@ -264,6 +284,10 @@ func (n *Node) namespace() (*namespace, error) {
 	}
 	return namespaceOf(n.running.pid)
 }
+
+// BMC is how the node's baseboard controller misbehaves; each fault may be
+// switched at any time.
+func (n *Node) BMC() *bmc.Faults { return n.bmc }
 
 // Mode is what the node may become.
 func (n *Node) Mode() cluster.Mode { return n.Plan.Mode }

@@ -210,9 +210,9 @@ func secondHolder(t *testing.T, s *Sandbox, index int, d time.Duration, answers,
 		}
 		return
 	}
-	slack = 3*probePeriod + time.Duration(res.StallMS*1e6)
-	if !near(got.TwiceMS, p, slack) || got.TwiceRounds == 0 {
-		t.Errorf("answered twice for %v ms in %d rounds, planted %v to %v", got.TwiceMS, got.TwiceRounds, p.least, p.most)
+	slack = 3 * probePeriod // what was proven is no longer than what was planted, and what was possible no shorter
+	if got.TwiceMostMS < millis(p.least-slack) || got.TwiceMS > millis(p.most+slack) || got.TwiceRounds == 0 {
+		t.Errorf("answered twice for %v to %v ms in %d rounds, planted %v to %v", got.TwiceMS, got.TwiceMostMS, got.TwiceRounds, p.least, p.most)
 	}
 	if !broken(rep, "I1", a.Name) || rep.Err() == nil {
 		t.Errorf("reported as %v, want I1", rep.Err())

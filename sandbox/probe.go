@@ -85,6 +85,26 @@ type roundLog struct {
 	// latest is when each node gave its newest ordinary answer.
 	latest [maxAddresses][maxNodes]atomic.Int64
 	late   atomic.Uint64 // answers that came after their round was final
+	// tardy holds what was answered in those, as tardyAnswer packs it.
+	tardy [tardyKept]atomic.Uint64
+}
+
+// tardyKept is how many answers that came too late for their round are kept,
+// for the whole life of a sandbox: 60 s of one node that is behind.
+const tardyKept = 1 << 16
+
+// A tardyAnswer is a node's answer to a frame of a round that was final by then.
+type tardyAnswer struct {
+	number     uint64
+	addr, node int
+}
+
+func (t tardyAnswer) pack() uint64 {
+	return t.number<<16 | uint64(t.addr)<<8 | uint64(t.node) | 1<<15
+}
+
+func unpackTardy(v uint64) tardyAnswer {
+	return tardyAnswer{number: v >> 16, addr: int(v >> 8 & 0x7f), node: int(v & 0xff)}
 }
 
 const (
@@ -146,10 +166,29 @@ func (l *roundLog) answered(current uint64, a probeAnswer) {
 	}
 	if r := l.open(a.round); r != nil {
 		r.each[a.addr] |= 1 << a.node
-	} else {
-		l.late.Add(1)
+	} else if a.round < current {
+		// The node did accept the frame when it was sent; only the news is old.
+		if n := l.late.Add(1) - 1; n < tardyKept {
+			l.tardy[n].Store(tardyAnswer{a.round, a.addr, a.node}.pack())
+		}
 	}
 }
+
+// tardyFrom returns the late answers from the nth on that are known by now.
+func (l *roundLog) tardyFrom(n uint64) []tardyAnswer {
+	var out []tardyAnswer
+	for ; n < min(l.late.Load(), tardyKept); n++ {
+		v := l.tardy[n].Load()
+		if v == 0 {
+			break // being written
+		}
+		out = append(out, unpackTardy(v))
+	}
+	return out
+}
+
+// unkept is how many late answers could not be kept: they count for nothing.
+func (l *roundLog) unkept() uint64 { return max(l.late.Load(), tardyKept) - tardyKept }
 
 // final returns the numbers [first, end) of the rounds that can be read.
 func (l *roundLog) final() (first, end uint64) {
@@ -164,12 +203,12 @@ func (l *roundLog) final() (first, end uint64) {
 	return first, next - settleRounds
 }
 
-// copy returns a final round.
+// copy returns a final round, without what was answered late.
 func (l *roundLog) copy(number uint64) round {
 	return l.chunks[number/chunkRounds%chunksKept].Load()[number%chunkRounds]
 }
 
-// span returns the final rounds sent in [from, to].
+// span returns the final rounds sent in [from, to], with what was answered late.
 func (l *roundLog) span(from, to cluster.Instant) []round {
 	first, end := l.final()
 	lo := first + uint64(sort.Search(int(end-first), func(i int) bool { return l.copy(first+uint64(i)).at >= from }))
@@ -180,6 +219,11 @@ func (l *roundLog) span(from, to cluster.Instant) []round {
 			break
 		}
 		out = append(out, r)
+	}
+	for _, t := range l.tardyFrom(0) {
+		if t.number >= lo && t.number-lo < uint64(len(out)) {
+			out[t.number-lo].each[t.addr] |= 1 << t.node
+		}
 	}
 	return out
 }
@@ -206,6 +250,11 @@ type AddressReport struct {
 	// how many such rounds there were in all. A round is a fact, whatever the noise.
 	Twice  Span
 	Rounds int
+	// Blind is how long in that run nobody was asked: the overlap that is proven
+	// lasted Twice − Blind. Beside is how much longer than Twice it can have
+	// been: up to the nearest rounds before and after of which it is known that
+	// one node alone answered.
+	Blind, Beside time.Duration
 	// Answered counts the rounds with an ordinary answer.
 	Answered int
 	// Stall is the longest pause between two rounds: what is shorter than
@@ -213,6 +262,16 @@ type AddressReport struct {
 	Stall time.Duration
 	// Torn counts rounds with two answers that prove nothing (see judge).
 	Torn int
+}
+
+// Overlap is the bounds of the longest overlap of answers, zero for none: at
+// least one period where there was any.
+func (r AddressReport) Overlap() (proven, most time.Duration) {
+	if r.Rounds == 0 {
+		return 0, 0
+	}
+	proven = r.Twice.Length() - r.Blind + probePeriod
+	return proven, r.Twice.Length() + r.Beside + probePeriod
 }
 
 // Proven is the part of the silence in which the prober did ask.
@@ -259,30 +318,67 @@ func judge(rs []round, k, addr int) verdict {
 func reportWindow(addr int, from, to cluster.Instant, rs []round) AddressReport {
 	var rep AddressReport
 	rep.silences(addr, from, to, rs)
-	var run Span
+	rep.overlaps(addr, from, to, rs)
+	return rep
+}
+
+// overlap is a run of rounds that two nodes answered.
+type overlap struct {
+	Span
+	blind         time.Duration   // within: nobody was asked, or nobody at all answered
+	before, after cluster.Instant // the nearest rounds that one node alone answered; after is zero for none yet
+}
+
+// overlaps fills in what two nodes answered. Only rounds that are known to have
+// been answered by one alone part two runs: where nobody asked, or nobody at
+// all answered, nobody knows.
+func (rep *AddressReport) overlaps(addr int, from, to cluster.Instant, rs []round) {
+	var runs []overlap
+	var run *overlap          // the current one
+	var unknown time.Duration // since the run's last round
+	alone, last := from, from // the last round that one alone answered; the last one
 	for k, r := range rs {
 		if r.at < from || r.at > to {
 			continue
 		}
-		switch judge(rs, k, addr) {
-		case unsure:
+		if gap := r.at.Sub(last); gap > 2*probePeriod {
+			unknown += gap - probePeriod
+		}
+		last = r.at
+		switch v := judge(rs, k, addr); {
+		case v == unsure:
 			rep.Torn++
-		case double:
+			unknown += probePeriod
+		case v == double:
 			rep.Rounds++
-			if run.From.IsZero() {
-				run.From = r.at
+			if run == nil {
+				runs = append(runs, overlap{Span: Span{r.at, r.at}, before: alone})
+				run, unknown = &runs[len(runs)-1], 0
 			}
-			run.To = r.at
-			if run.Length() >= rep.Twice.Length() {
-				rep.Twice = run
+			run.To, run.after = r.at, cluster.Never
+			run.blind += unknown
+			unknown = 0
+		case r.each[addr] == 0:
+			unknown += probePeriod
+		default:
+			alone = r.at
+			if run != nil && run.after.IsZero() {
+				run.after = r.at
 			}
-		case single:
-			if r.at.Sub(run.To) > runGap {
-				run = Span{} // a lost datagram in between does not part a run
+			if run != nil && r.at.Sub(run.To) > runGap {
+				run = nil // a lost datagram in between does not part a run
 			}
 		}
 	}
-	return rep
+	for i, o := range runs {
+		if o.after.IsZero() {
+			o.after = to
+		}
+		if i == 0 || o.Length()-o.blind > rep.Twice.Length()-rep.Blind {
+			rep.Twice, rep.Blind = o.Span, o.blind
+			rep.Beside = max(0, o.From.Sub(o.before)-probePeriod) + max(0, o.after.Sub(o.To)-probePeriod)
+		}
+	}
 }
 
 // silences fills in all but the overlaps. Rounds after the window tell when a

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,6 +61,95 @@ func TestWindowTellsSilenceAndOverlap(t *testing.T) {
 		if rep.Twice.Length() != c.twice*time.Millisecond || rep.Rounds != c.overlapping {
 			t.Errorf("%s: twice %v in %d rounds, want %v ms in %d", c.script, rep.Twice.Length(), rep.Rounds, int(c.twice), c.overlapping)
 		}
+	}
+}
+
+// What is proven never exceeds what two nodes were seen to answer, and what is
+// possible covers all that nobody has seen: the prober did not run ('-'), nobody
+// at all answered, a round was torn.
+func TestTheBoundsOfAnOverlap(t *testing.T) {
+	for _, c := range []struct {
+		script       string
+		proven, most time.Duration // in ms
+	}{
+		{"aaaXXXbbb", 6, 6},
+		{"aaaaaabbb", 0, 0},
+		{"aaaX----------------XXbbb", 6, 38}, // not asked within
+		{"aaa-----XXX-----bbb", 6, 26},       // nor before and after
+		{"aaaXX..............XXbbb", 8, 36},  // nobody answered within
+		{"aaaXXbbbbbbbbbbbbbbbXXXaa", 6, 6},  // two, parted by knowledge
+		{"aaaXXXXX" + strings.Repeat("-", 100) + "bbb", 10, 210},
+		{"aaaX" + strings.Repeat("-", 100) + "Xaaa", 4, 204}, // once called one of 204 ms
+		{"aaa----XXXX", 8, 16},                               // to the window's end
+	} {
+		var rs []round
+		for _, r := range rounds(c.script) {
+			if i := int(r.at/cluster.Instant(probePeriod)) - 1; c.script[i] != '-' {
+				rs = append(rs, r)
+			}
+		}
+		proven, most := reportWindow(0, 0, rs[len(rs)-1].at, rs).Overlap()
+		if proven != c.proven*time.Millisecond || most != c.most*time.Millisecond {
+			t.Errorf("%.40s: %v to %v, want %d to %d ms", c.script, proven, most, c.proven, c.most)
+		}
+	}
+}
+
+// Answers that come after their round was final count when they were given.
+func TestAnOverlapOfWhichTheAnswersComeLate(t *testing.T) {
+	l, h := newRoundLog(), &History{}
+	runs := newAnswerRuns(h, FloatingAddresses(), []NodePlan{{Name: "hv1"}, {Name: "hv2"}})
+	first := cluster.Instant(time.Second)
+	at := func(n int) cluster.Instant { return first.Add(time.Duration(n) * probePeriod) }
+	var late []uint64
+	for n := range 4 * settleRounds {
+		number := l.begin(at(n))
+		l.answered(number, probeAnswer{kind: probeEach, addr: 0, node: 0, round: number})
+		if n >= 100 && n < 200 { // both hold it for 0.2 s, but the second's process does not run for longer
+			late = append(late, number)
+		}
+		if n == 200+2*settleRounds {
+			runs.upTo(l)
+			for _, r := range late {
+				l.answered(number, probeAnswer{kind: probeEach, addr: 0, node: 1, round: r})
+			}
+		}
+	}
+	rep := l.window(0, at(0), at(4*settleRounds))
+	if proven, most := rep.Overlap(); proven != 200*time.Millisecond || most != proven || rep.Rounds != 100 {
+		t.Errorf("%v to %v in %d rounds, want 200 ms in 100", proven, most, rep.Rounds)
+	}
+	if l.late.Load() != 100 || l.unkept() != 0 {
+		t.Errorf("%d late, %d of them not kept", l.late.Load(), l.unkept())
+	}
+	runs.upTo(l)
+	runs.late(l)
+	runs.late(l) // once only
+	runs.flush()
+	var twice, second int
+	for _, e := range h.Entries() {
+		if e.Kind == KindTwice && e.At == at(100) && e.Until == at(199) && len(e.Nodes) == 2 {
+			twice++
+		}
+		if e.Kind == KindAnswer && e.Node == "hv2" && e.At == at(100) && e.Until == at(199) {
+			second++
+		}
+	}
+	if twice != 1 || second != 1 {
+		t.Errorf("recorded %+v", h.Entries())
+	}
+}
+
+func TestLateAnswersThatDoNotFitAreCounted(t *testing.T) {
+	l := newRoundLog()
+	for n := range 2 * settleRounds {
+		l.begin(cluster.Instant(time.Second).Add(time.Duration(n) * probePeriod))
+	}
+	for range tardyKept + 7 {
+		l.answered(2*settleRounds-1, probeAnswer{kind: probeEach, addr: 3, node: 7, round: 5})
+	}
+	if l.unkept() != 7 || len(l.tardyFrom(0)) != tardyKept || l.tardyFrom(tardyKept - 1)[0] != (tardyAnswer{5, 3, 7}) {
+		t.Errorf("%d not kept, %d kept", l.unkept(), len(l.tardyFrom(0)))
 	}
 }
 

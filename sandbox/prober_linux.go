@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -139,11 +141,24 @@ func udpSocket(family int, bind unix.Sockaddr) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("open a UDP socket: %w", err)
 	}
+	deepen(fd)
 	if err := unix.Bind(fd, bind); err != nil {
 		_ = unix.Close(fd)
 		return -1, fmt.Errorf("bind a UDP socket: %w", err)
 	}
 	return fd, nil
+}
+
+// probeBuffer holds a second of probes or answers: with the kernel's usual
+// 208 KiB a process that did not run for 0.1 s lost what came meanwhile, and an
+// overlap read as shorter than it was.
+const probeBuffer = 8 << 20
+
+// deepen gives a socket a receive buffer of probeBuffer.
+func deepen(fd int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, probeBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, probeBuffer) // as far as the kernel lets us
+	}
 }
 
 func localPort(fd int) (uint16, error) {
@@ -195,10 +210,12 @@ func (p *prober) follow() {
 		select {
 		case <-p.done:
 			p.runs.upTo(p.log)
+			p.runs.late(p.log)
 			p.runs.flush()
 			return
 		case done := <-p.settles:
 			p.runs.upTo(p.log)
+			p.runs.late(p.log)
 			p.runs.flush()
 			close(done)
 		case <-tick.C:
@@ -246,10 +263,29 @@ func (p *prober) drain(number uint64, buf []byte) {
 	}
 }
 
+// settled waits until all rounds up to the instant are final: by their number,
+// not by the clock, since a prober that is delayed leaves rounds out.
+func (p *prober) settled(ctx context.Context, until cluster.Instant) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	for {
+		if _, end := p.log.final(); end > 0 && p.log.copy(end-1).at >= until {
+			return nil
+		}
+		if err := pause(ctx, 5*probePeriod); err != nil {
+			return err
+		}
+	}
+}
+
+// settleTimeout bounds the wait for a prober that hardly runs; its stalls are
+// told.
+const settleTimeout = 10 * time.Second
+
 // settle makes the history complete up to now, but for the rounds that are
 // still out.
 func (p *prober) settle(ctx context.Context) {
-	if pause(ctx, (settleRounds+5)*probePeriod) != nil {
+	if p.settled(ctx, now().Add(5*probePeriod)) != nil && ctx.Err() != nil {
 		return
 	}
 	done := make(chan struct{})
@@ -296,6 +332,7 @@ type answerRuns struct {
 	both    [maxAddresses]uint8
 	last    [maxAddresses]cluster.Instant // last ordinary answer
 	done    uint64                        // number of the next round to take in
+	tardy   uint64                        // late answers that have been taken in
 }
 
 func newAnswerRuns(h *History, addrs []cluster.FloatingAddress, nodes []NodePlan) *answerRuns {
@@ -314,6 +351,40 @@ func (a *answerRuns) upTo(l *roundLog) {
 			a.silence(i, around[1])
 		}
 	}
+}
+
+// late takes in what was answered after its round was final, as stretches of
+// their own.
+func (a *answerRuns) late(l *roundLog) {
+	answers := l.tardyFrom(a.tardy)
+	if len(answers) == 0 {
+		return
+	}
+	a.tardy += uint64(len(answers))
+	slices.SortFunc(answers, func(x, y tardyAnswer) int { return cmp.Compare(x.number, y.number) })
+	first, end := l.final()
+	own := newAnswerRuns(a.history, a.addrs, a.nodes)
+	for k, t := range answers {
+		if k > 0 && answers[k-1].number == t.number || t.number <= first || t.number+1 >= end {
+			continue
+		}
+		around := l.span(l.copy(t.number-1).at, l.copy(t.number+1).at)
+		if len(around) != 3 {
+			continue
+		}
+		only := round{at: around[1].at}
+		for _, same := range answers[k:] {
+			if same.number != t.number {
+				break
+			}
+			only.each[same.addr] |= 1 << same.node
+		}
+		for i := range a.addrs {
+			own.single(i, only)
+			own.double(i, around)
+		}
+	}
+	own.flush()
 }
 
 func (a *answerRuns) single(i int, r round) {
@@ -340,6 +411,9 @@ func (a *answerRuns) double(i int, around []round) {
 	r, s := around[1], &a.twice[i]
 	switch judge(around, 1, i) {
 	case double:
+		if !s.From.IsZero() && r.at.Sub(s.To) > runGap {
+			a.emitTwice(i) // nobody asked meanwhile: two stretches, for all one knows
+		}
 		if s.From.IsZero() {
 			s.From = r.at
 		}

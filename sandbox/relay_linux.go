@@ -32,7 +32,7 @@ func startRelay(s *Sandbox, listen string) (*relay, error) {
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
 		return nil, fmt.Errorf("relay on %q: only a loopback address and port, such as 127.0.0.1:7370", listen)
 	}
-	ln, err := net.Listen("tcp", listen)
+	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", listen)
 	if err != nil {
 		return nil, fmt.Errorf("relay the API (choose another port with --api): %w", err)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 func measured(fault string, silences ...float64) Result {
-	r := Result{Fault: fault, Text: fault, SuspectMS: -1, DeadMS: -1, ClaimedMS: -1, OffMS: -1}
+	r := Result{Fault: fault, Text: fault, SuspectMS: -1, DeadMS: -1, ClaimedMS: -1, OffMS: -1, CleanMS: -1}
 	for i, s := range silences {
 		r.Addresses = append(r.Addresses, AddressResult{Name: FloatingAddresses()[i%3].Name, SilenceMS: s})
 	}
@@ -49,6 +49,24 @@ func TestReportSaysWhatIsBelowResolutionAndWhatWasBroken(t *testing.T) {
 	rep.Results[0].Error = "not converged"
 	if rep.Err() == nil {
 		t.Error("a cluster that did not converge is no error")
+	}
+}
+
+func TestWhatIsNotProvenOfAnOverlapIsTold(t *testing.T) {
+	res := measured("a", 3, 8, 9)
+	res.Addresses[1].TwiceRounds, res.Addresses[1].TwiceMS, res.Addresses[1].TwiceMostMS = 17, 34, 206
+	res.LateAnswers, res.LostAnswers = 12, 5
+	rep := Report{Results: []Result{res}}
+	said := res.Line(0.1) + tableOf(rep)
+	rep.Summary = Summarise(rep.Results)
+	said += tableOf(rep)
+	if n := strings.Count(said, "34–206"); n != 3 {
+		t.Errorf("told %d times, want in the line and both tables:\n%s", n, said)
+	}
+	for _, want := range []string{"12 answers came more than 300ms late", "5 answers came so late that they count for nothing"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("nothing says %q:\n%s", want, said)
+		}
 	}
 }
 
@@ -92,6 +110,7 @@ func TestEverythingFitsATerminalOf120Columns(t *testing.T) {
 			res.SuspectMS, res.OffMS = 5123, 9456
 		}
 		res.Addresses[2].UnaskedMS = 10
+		res.LostAnswers = 65536
 		rep.Results = append(rep.Results, res)
 	}
 	said := tableOf(rep)
@@ -109,7 +128,7 @@ func TestEverythingFitsATerminalOf120Columns(t *testing.T) {
 
 func TestOneSeedGivesOneOrder(t *testing.T) {
 	draw := func() (names []string) {
-		s := Chaos(Faults(), 7, time.Hour)
+		s := Drawn(Faults(), 7, time.Hour)
 		for range 20 {
 			step, _ := s()
 			names = append(names, step.Fault.Name)
@@ -142,5 +161,35 @@ func TestDifferencesRecordWhatTheCheckerNeeds(t *testing.T) {
 	}
 	if again := differences(snap, snap); len(again) != 0 {
 		t.Errorf("nothing changed, yet recorded %+v", again)
+	}
+}
+
+// A record's entry tells when it was written, and whether all its writes were seen.
+func TestRecordsAreDatedByTheServersClock(t *testing.T) {
+	seen := now()
+	wall := time.Now()
+	at := func(version int32, ago time.Duration) cluster.Versioned[cluster.Lease] {
+		return cluster.Versioned[cluster.Lease]{Present: true, Version: version, SeenAt: seen, WrittenMS: wall.Add(-ago).UnixMilli()}
+	}
+	near := func(got cluster.Instant, ago time.Duration) bool {
+		off := seen.Add(-ago).Sub(got) // the millisecond below
+		return off > -wallTick && off < 3*wallTick
+	}
+	before := at(6, 400*time.Millisecond)
+	if e := dated(before, at(7, 40*time.Millisecond), Entry{}); e.At != seen || !near(e.Written, 40*time.Millisecond) || !e.After.IsZero() {
+		t.Errorf("the next version: %+v, seen %d", e, seen)
+	}
+	if e := dated(before, at(9, 40*time.Millisecond), Entry{}); !near(e.Written, 40*time.Millisecond) || !near(e.After, 400*time.Millisecond) {
+		t.Errorf("two versions unseen: %+v", e)
+	}
+	var none cluster.Versioned[cluster.Lease]
+	if e := dated(none, at(0, 0), Entry{}); e.Written > e.At || !e.After.IsZero() {
+		t.Errorf("a new record: %+v", e)
+	}
+	if e := dated(none, at(4, 0), Entry{}); e.After.IsZero() {
+		t.Errorf("an old record seen for the first time: %+v", e)
+	}
+	if e := dated(before, at(7, -time.Hour), Entry{}); !e.Written.IsZero() {
+		t.Errorf("written in the future, the clock was set: %+v", e)
 	}
 }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -23,16 +24,26 @@ func ResponderMain(args []string) error {
 	}
 	born := uint64(now())
 	failed := make(chan error, 2)
-	c4, err := net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", responderPort))
+	listen, ctx := net.ListenConfig{}, context.Background()
+	c4, err := listen.ListenPacket(ctx, "udp4", fmt.Sprintf("0.0.0.0:%d", responderPort))
 	if err != nil {
 		return fmt.Errorf("listen for probes: %w", err)
 	}
 	defer c4.Close()
-	c6, err := net.ListenPacket("udp6", fmt.Sprintf("[::]:%d", responderPort))
+	c6, err := listen.ListenPacket(ctx, "udp6", fmt.Sprintf("[::]:%d", responderPort))
 	if err != nil {
 		return fmt.Errorf("listen for probes: %w", err)
 	}
 	defer c6.Close()
+	for _, c := range []net.PacketConn{c4, c6} {
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			return fmt.Errorf("listen for probes: %w", err)
+		}
+		if err := raw.Control(func(fd uintptr) { deepen(int(fd)) }); err != nil {
+			return fmt.Errorf("listen for probes: %w", err)
+		}
+	}
 	p4, p6 := ipv4.NewPacketConn(c4), ipv6.NewPacketConn(c6)
 	if err := p4.SetControlMessage(ipv4.FlagDst|ipv4.FlagInterface, true); err != nil {
 		return err

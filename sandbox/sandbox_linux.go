@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,12 @@ type Sandbox struct {
 	downed sync.Once
 	// started is when the running fault began, a cluster.Instant.
 	started atomic.Int64
+	// maintenance is what the sandbox itself has set last, "on" or "off"; nil: nothing.
+	maintenance atomic.Pointer[string]
+
+	struck  []cluster.NodeID // whom the running fault hits; the script's goroutine alone
+	strikes int              // faults so far
+	burners []*exec.Cmd      // what keeps the machine busy; the script's goroutine alone
 }
 
 // Up builds the cluster and returns once its ensemble serves, its tree is
@@ -76,7 +83,7 @@ func (s *Sandbox) build(ctx, life context.Context) error {
 	}
 	plans := planNodes(s.options.Coordinators, s.options.Hypervisors)
 	for _, p := range plans {
-		s.nodes = append(s.nodes, &Node{Plan: p, Dir: filepath.Join(s.options.Dir, string(p.Name)), sandbox: s})
+		s.nodes = append(s.nodes, &Node{Plan: p, Dir: filepath.Join(s.options.Dir, string(p.Name)), sandbox: s, bmc: &bmc.Faults{}})
 	}
 	s.saveState()
 	for _, n := range s.nodes {
@@ -133,7 +140,7 @@ func (s *Sandbox) serveBMC(life context.Context, n *Node) error {
 	err := s.net.hub.do(func() error {
 		var err error
 		server, err = bmc.Listen(bmc.Config{
-			Listen: n.Plan.BMC.String(), User: bmcUser, Password: bmcPassword, Power: bmcPower{n}})
+			Listen: n.Plan.BMC.String(), User: bmcUser, Password: bmcPassword, Power: bmcPower{n}, Faults: n.bmc})
 		return err
 	})
 	if err != nil {
@@ -181,12 +188,12 @@ func (s *Sandbox) Down() {
 		if s.prober != nil {
 			s.prober.close()
 		}
+		s.wg.Wait() // from here on no controller gives a node power again
 		var wg sync.WaitGroup
 		for _, n := range s.nodes {
 			wg.Go(func() { _ = n.Off() })
 		}
 		wg.Wait()
-		s.wg.Wait()
 		if s.hooks != nil {
 			s.hooks.close()
 		}

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -192,5 +191,62 @@ func TestBMCSwitchesTheNode(t *testing.T) {
 	if err := s.waitEnsemble(ctx); err != nil {
 		t.Fatal(err)
 	}
-	_ = netip.Addr{}
+}
+
+// A cut keeps the node from the store and from nothing else, and a power cut of
+// the node does not end it.
+func TestACutIsOfTheStoreAloneAndOutlivesPower(t *testing.T) {
+	s := bareSandbox(t, 3)
+	ctx := t.Context()
+	leader, err := s.ZooKeeperLeader(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := s.others(leader)[0]
+	if err := n.setCut("store", &cut{in: true, out: true, ports: storePorts}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a server that nobody reaches", func() bool { return s.zkMode(ctx, n) == "" })
+	if err := in(leader, "ping", "-c", "1", "-W", "1", n.Plan.Cluster.Addr().String()); err != nil {
+		t.Errorf("cut off from more than the store: %v", err)
+	}
+	if _, err := s.ZooKeeperLeader(ctx); err != nil {
+		t.Errorf("the others lost their leader: %v", err)
+	}
+	if err := n.Off(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.On(); err != nil {
+		t.Fatal(err)
+	}
+	if err := in(n, "nft", "list", "table", "inet", cutTable); err != nil {
+		t.Errorf("the power cut ended the cut: %v", err)
+	}
+	if err := n.mendCuts(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.waitEnsemble(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestACutOneWayStopsOneWay(t *testing.T) {
+	s := bareSandbox(t, 2)
+	a, b := s.nodes[0], s.nodes[1]
+	if err := a.setCut("to b", &cut{out: true, peer: b.Plan.Cluster.Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	heard := func() bool { return in(a, "ping", "-c", "1", "-W", "1", b.Plan.Cluster.Addr().String()) == nil }
+	if heard() {
+		t.Error("what is cut goes through")
+	}
+	if err := in(a, "ping", "-c", "1", "-W", "1", hostIn(clusterNet4, clientHost).Addr().String()); err != nil {
+		t.Errorf("cut off from everybody: %v", err)
+	}
+	if err := a.setCut("to b", nil); err != nil {
+		t.Fatal(err)
+	}
+	if !heard() {
+		t.Error("a cut that was ended goes on")
+	}
 }

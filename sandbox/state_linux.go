@@ -88,7 +88,7 @@ var ErrRunning = errors.New("the sandbox is up already")
 // have not died with it, control groups, and its folder. It refuses with
 // ErrRunning while that supervisor lives. Nothing left is no error.
 func Sweep(dir string) error {
-	if _, err := os.Stat(dir); err != nil {
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	st, err := loadState(dir)

@@ -102,16 +102,16 @@ func (w *storeWatch) follow(ctx context.Context, snaps <-chan *cluster.Snapshot)
 }
 
 func (w *storeWatch) take(snap *cluster.Snapshot) {
+	// Recorded before anybody who waits for it goes on: what it did about the
+	// view then stands after it in the history.
+	for _, e := range differences(w.latest(), snap) {
+		w.history.Add(e) // stamped now, but for records: when they were read
+	}
 	w.mu.Lock()
-	old := w.snap
+	defer w.mu.Unlock()
 	w.snap = snap
 	close(w.changed)
 	w.changed = make(chan struct{})
-	w.mu.Unlock()
-	for _, e := range differences(old, snap) {
-		e.At = now()
-		w.history.Add(e)
-	}
 }
 
 // viewPeriod is how often the coordinators' views are read while a fault is

@@ -96,6 +96,12 @@ func encodeRecord(kind cluster.KeyKind, value any) ([]byte, error) {
 	case cluster.FenceRecord:
 		v.Version, fits = stamp(v.Version), kind == cluster.KeyFence
 		value = v
+	case cluster.FenceTests:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyFenceTests
+		value = v
+	case cluster.FenceOrder:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyFenceOrder
+		value = v
 	case cluster.FailoverSettings:
 		v.Version, fits = stamp(v.Version), kind == cluster.KeyFailover
 		value = v
@@ -239,6 +245,21 @@ func decodeFence(data []byte) (cluster.FenceRecord, error) {
 		return cluster.FenceRecord{}, err
 	}
 	return f, nil
+}
+
+// decodeFenceOrder refuses an order that does not say what to do: nothing is
+// guessed where power may be taken.
+func decodeFenceOrder(data []byte) (cluster.FenceOrder, error) {
+	o, err := decodeRecord[cluster.FenceOrder](data)
+	switch {
+	case err != nil:
+	case o.ID == "" || o.Node == "" || o.Action == "":
+		err = fmt.Errorf("%s: an order has an id, a node and an action", excerpt(data))
+	}
+	if err != nil {
+		return cluster.FenceOrder{}, err
+	}
+	return o, nil
 }
 
 // checkEpoch refuses an epoch from which adding one could wrap around, so that

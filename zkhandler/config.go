@@ -82,6 +82,10 @@ type Config struct {
 	// Resync is how often all watched records are read again although no
 	// watch fired; default 15 s.
 	Resync time.Duration
+	// CheckServers reads the intervals of each server that a session comes to
+	// live on (the four-letter word conf) and warns, once, when they do not fit
+	// the session's time-out. For daemons; it opens a connection of its own.
+	CheckServers bool
 }
 
 func (c Config) withDefaults() Config {

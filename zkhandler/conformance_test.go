@@ -410,7 +410,7 @@ func multiIsAtomic(t *testing.T, e *env) {
 		&zk.CheckVersionRequest{Path: p, Version: 7},
 		&zk.SetDataRequest{Path: p, Data: []byte("x"), Version: -1})
 	wantErr(t, err, zk.ErrBadVersion)
-	if len(results) != 3 || results[0].Error != nil || results[1].Error != zk.ErrBadVersion || results[2].Error == nil {
+	if len(results) != 3 || results[0].Error != nil || !errors.Is(results[1].Error, zk.ErrBadVersion) || results[2].Error == nil {
 		t.Errorf("results %v, want ok, bad version, rolled back", results)
 	}
 	if data, stat, err := c.Get(p); err != nil || string(data) != "0" || stat.Version != 0 || stat.Cversion != 0 {
@@ -529,7 +529,7 @@ func accessIsEnforced(t *testing.T, e *env) {
 		wantErr(t, err, zk.ErrNoAuth)
 		_, err = c.Create(p+"/x", nil, 0, openACL)
 		wantErr(t, err, zk.ErrNoAuth)
-		if results, err := c.Multi(&zk.SetDataRequest{Path: p, Version: -1}); err != zk.ErrNoAuth || len(results) != 1 {
+		if results, err := c.Multi(&zk.SetDataRequest{Path: p, Version: -1}); !errors.Is(err, zk.ErrNoAuth) || len(results) != 1 {
 			t.Errorf("%s: multi %v %v, want not authenticated", name, results, err)
 		}
 		if ok, _, err := c.Exists(p); err != nil || !ok {
@@ -637,6 +637,7 @@ func TestHandlerConformance(t *testing.T) {
 		{"WrongCredentialsAreRefused", wrongCredentials},
 		{"SeenAtMovesOnlyWithTheRecord", seenAtMovesWithTheRecord},
 		{"WatchedChangesArePublished", watchedChangesArePublished},
+		{"FenceOrdersComeAndGo", fenceOrdersComeAndGo},
 		{"EndOfRunEndsTheEphemerals", endOfRunEndsEphemerals},
 		{"LockQueueIsOrderedByNumberAlone", lockQueueOrder},
 		{"ForeignLockChildIsWaitedForAndKept", foreignLockChild},
@@ -823,7 +824,7 @@ func (c *deafened) Read(p []byte) (int, error) {
 			return n, err
 		}
 		if bytes.Contains(p[:n], binary.BigEndian.AppendUint32(nil, uint32(xid))) {
-			c.Conn.Close()
+			c.Close()
 			return 0, net.ErrClosed
 		}
 	}
@@ -928,6 +929,53 @@ func watchedChangesArePublished(t *testing.T, e *env) {
 		case <-limit:
 			t.Fatal("a node's changed state was not published")
 		}
+	}
+}
+
+// An operator's order reaches everybody, and so does its end. A tree from before
+// there were orders gets their folders with the next node that registers.
+func fenceOrdersComeAndGo(t *testing.T, e *env) {
+	h, c := e.live(t, "a", func(c *zkhandler.Config) { c.Resync = time.Hour }), e.bare(t)
+	for _, folder := range []string{"/agent/fence-orders", "/agent/fence-tests"} {
+		must(t, c.Delete(e.root+folder, -1))
+	}
+	must(t, h.EnsureNode(soon(t), "hv1", cluster.Coordinator))
+	must(t, h.EnsureNode(soon(t), "hv2", cluster.Coordinator))
+	snapshots, cancel := h.Subscribe()
+	defer cancel()
+	until := func(what string, ok func(cluster.Versioned[cluster.FenceOrder]) bool) (last cluster.Versioned[cluster.FenceOrder]) {
+		t.Helper()
+		limit := time.After(5 * time.Second)
+		for {
+			select {
+			case s := <-snapshots:
+				if last = s.Nodes["hv1"].Order; ok(last) {
+					return last
+				}
+			case <-limit:
+				t.Fatalf("%s: %+v", what, last)
+			}
+		}
+	}
+	key := cluster.Key{Kind: cluster.KeyFenceOrder, Node: "hv1"}
+	order := cluster.FenceOrder{Version: 1, ID: "o1", Node: "hv1", Incarnation: "b.1", Action: cluster.OrderConfirm, Reason: "unplugged", By: "ada", UnixMS: 7}
+	wantOutcome(t, h.Commit(soon(t), cluster.Txn{Purpose: "order", Ops: []cluster.Op{cluster.Create(key, order)}}), cluster.OutcomeOK)
+	seen := until("the order is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return o.Present })
+	if seen.Value != order || seen.Err != nil {
+		t.Errorf("%+v", seen)
+	}
+	_, err := c.Set(e.root+"/agent/fence-orders/hv1", []byte(`{"v":1,"id":"o2","node":"hv1"}`), -1)
+	must(t, err)
+	seen = until("an order without an action is taken", func(o cluster.Versioned[cluster.FenceOrder]) bool { return o.Err != nil })
+	if !seen.Present || seen.Value != (cluster.FenceOrder{}) || seen.Version != 1 {
+		t.Errorf("%+v", seen)
+	}
+	wantOutcome(t, h.Commit(soon(t), cluster.Txn{Purpose: "order", Ops: []cluster.Op{cluster.Delete(key, seen.Version)}}), cluster.OutcomeOK)
+	until("its end is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return !o.Present })
+	tests := cluster.Key{Kind: cluster.KeyFenceTests, Node: "hv1"}
+	wantOutcome(t, h.Commit(soon(t), cluster.Txn{Purpose: "tests", Ops: []cluster.Op{cluster.Create(tests, cluster.FenceTests{By: "hv2"})}}), cluster.OutcomeOK)
+	if text, err := h.ReadText(soon(t), tests); err != nil || text.Value != `{"v":1,"unix_ms":0,"by":"hv2","epoch":0,"devices":null}` {
+		t.Errorf("%+v %v", text, err)
 	}
 }
 

@@ -78,7 +78,7 @@ func (d *dialer) dial(network, addr string, _ time.Duration) (net.Conn, error) {
 	d.attempts++
 	ctx, cancel := context.WithTimeout(d.ctx, d.connectTimeout())
 	defer cancel()
-	conn, raw, err := d.connect(ctx, network, addr)
+	conn, raw, err := d.config.connect(ctx, network, addr)
 	d.report(addr, err)
 	if err != nil {
 		return nil, err
@@ -118,16 +118,18 @@ func (d *dialer) report(addr string, err error) {
 	d.tell(addr, err)
 }
 
-func (d *dialer) connect(ctx context.Context, network, addr string) (conn, raw net.Conn, err error) {
-	if dial := d.config.Dial; dial != nil {
-		raw, err = dial(ctx, network, addr)
+// connect makes a connection to a server, with TLS where it is set. raw is the
+// socket below conn; it is closed on failure.
+func (c Config) connect(ctx context.Context, network, addr string) (conn, raw net.Conn, err error) {
+	if c.Dial != nil {
+		raw, err = c.Dial(ctx, network, addr)
 	} else {
 		raw, err = new(net.Dialer).DialContext(ctx, network, addr)
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("dial ZooKeeper at %s: %w", addr, err)
 	}
-	if d.config.TLS == nil {
+	if c.TLS == nil {
 		return raw, raw, nil
 	}
 	host, _, err := net.SplitHostPort(addr)
@@ -135,7 +137,7 @@ func (d *dialer) connect(ctx context.Context, network, addr string) (conn, raw n
 		raw.Close()
 		return nil, nil, fmt.Errorf("split server address %q: %w", addr, err)
 	}
-	conn, err = d.config.TLS.wrap(ctx, raw, host)
+	conn, err = c.TLS.wrap(ctx, raw, host)
 	return conn, raw, err
 }
 

@@ -414,7 +414,7 @@ func (c *losingConn) Write(p []byte) (int, error) {
 	if bytes.Contains(p, c.loser.match) {
 		c.loser.once.Do(func() {
 			c.cut.Store(true)
-			c.Conn.SetReadDeadline(time.Unix(1, 0))
+			c.SetReadDeadline(time.Unix(1, 0))
 		})
 	}
 	return n, err

@@ -28,6 +28,7 @@ type Handler struct {
 	watches    *watches
 	mirror     *mirror
 	orphans    orphans
+	inspector  *inspector
 
 	mu      sync.Mutex
 	session *session // nil before Run and after
@@ -66,6 +67,7 @@ func New(c Config, clock cluster.Clock, log *zap.Logger, reg prometheus.Register
 		return nil, err
 	}
 	h.mirror = newMirror(h)
+	h.inspector = newInspector(h)
 	if c.open() {
 		log.Warn("no zookeeper.auth and no client certificate: whoever reaches ZooKeeper may change this cluster's records")
 	}
@@ -82,6 +84,9 @@ func (h *Handler) Run(ctx context.Context) error {
 	defer cancel()
 	owned.Go(func() { h.mirror.run(inner) })
 	owned.Go(func() { h.sweepOrphans(inner) })
+	if h.config.CheckServers {
+		owned.Go(func() { h.inspector.run(inner) })
+	}
 	for {
 		began := time.Now()
 		s, err := h.newSession()

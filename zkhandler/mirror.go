@@ -234,11 +234,12 @@ func (m *mirror) want(s *slot) {
 		s.again = true
 	default:
 		s.queued = true
-		if s.first { // who holds the role is what everybody waits for
+		switch {
+		case s.first: // who holds the role is what everybody waits for
 			m.urgent = append([]*slot{s}, m.urgent...)
-		} else if s.role {
+		case s.role:
 			m.urgent = append(m.urgent, s)
-		} else {
+		default:
 			m.queue = append(m.queue, s)
 		}
 	}
@@ -475,7 +476,7 @@ func observe[T any](into *cluster.Versioned[T], r reading, path string, decode f
 	}
 	*into = cluster.Versioned[T]{
 		Value: value, Version: r.stat.Version, Present: true,
-		SeenAt: r.at, Mzxid: r.stat.Mzxid, Err: err,
+		SeenAt: r.at, Mzxid: r.stat.Mzxid, WrittenMS: r.stat.Mtime, Err: err,
 	}
 	return true
 }
@@ -560,6 +561,7 @@ func (m *mirror) addNode(n cluster.NodeID) {
 	add(watchKeyed(m, key(cluster.KeyNodeMode), false, &v.Mode, decodeMode))
 	add(watchKeyed(m, key(cluster.KeyNodeRecord), false, &v.Record, decodeRecord[cluster.NodeRecord]))
 	add(watchKeyed(m, key(cluster.KeyFence), false, &v.Fence, decodeFence))
+	add(watchKeyed(m, key(cluster.KeyFenceOrder), false, &v.Order, decodeFenceOrder))
 }
 
 // observeLock follows the role lock's queue. A child's data never changes, so

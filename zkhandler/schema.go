@@ -63,6 +63,14 @@ func checkSegments(name string) error {
 	return nil
 }
 
+// orderDir holds the operators' fence orders, testDir the newest tests of each
+// node's fence devices. Trees made before they were there get them from the next
+// node that registers.
+const (
+	orderDir = "/agent/fence-orders"
+	testDir  = "/agent/fence-tests"
+)
+
 // parts of a path pattern: {n} is Key.Node, {s} one segment of Key.Name,
 // {p} several.
 var patterns = map[cluster.KeyKind]string{
@@ -94,6 +102,8 @@ var patterns = map[cluster.KeyKind]string{
 	cluster.KeyLog:               "/logs/{n}/messages",
 	cluster.KeyFault:             "/faults/{p}",
 	cluster.KeyFaultRoot:         "/faults/{s}",
+	cluster.KeyFenceOrder:        orderDir + "/{n}",
+	cluster.KeyFenceTests:        testDir + "/{n}",
 }
 
 // path returns the znode that the key stands for. An unknown key is an error
@@ -209,6 +219,8 @@ func (s schema) freshTree(clusterName string) []leaf {
 		{"/agent/alive", ""},
 		{"/agent/views", ""},
 		{"/agent/fences", ""},
+		{orderDir, ""},
+		{testDir, ""},
 		{"/agent/activities", ""},
 		{"/agent/workloads", ""},
 		{"/agent/secrets", ""},
@@ -218,14 +230,15 @@ func (s schema) freshTree(clusterName string) []leaf {
 	return tree
 }
 
-// freshNode lists a node's znodes in creation order, with PVC's defaults.
+// freshNode lists a node's znodes in creation order, with PVC's defaults, and
+// first what an older tree lacks.
 func (s schema) freshNode(n cluster.NodeID, mode cluster.Mode, unixSeconds int64) []leaf {
 	router := cluster.RouterSecondary
 	if mode == cluster.Hypervisor {
 		router = cluster.RouterClient
 	}
 	dir := s.nodeDir(n)
-	tree := []leaf{{dir, string(mode)}}
+	tree := []leaf{{s.root + orderDir, ""}, {s.root + testDir, ""}, {dir, string(mode)}}
 	for _, l := range []leaf{
 		{"keepalive", fmt.Sprint(unixSeconds)},
 		{"daemonmode", string(mode)},

@@ -285,6 +285,7 @@ func (s *session) attach(ctx context.Context, gen uint64) {
 		s.enter(Live)
 		notify(s.h.mirror.relinked)
 		notify(s.h.orphans.wake)
+		notify(s.h.inspector.wake)
 		s.h.watches.releaseAll()
 	}
 }

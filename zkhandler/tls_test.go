@@ -124,7 +124,7 @@ func TestCertificateIsTheIdentity(t *testing.T) {
 
 	wrong := c
 	wrong.TLS = &TLSFiles{CA: c.TLS.CA, Cert: c.TLS.Cert, Key: c.TLS.Key, ServerName: "other.example"}
-	_, _, err = (&dialer{config: wrong}).connect(t.Context(), "tcp", e.SecureServers()[0])
+	_, _, err = wrong.connect(t.Context(), "tcp", e.SecureServers()[0])
 	if err == nil || !strings.Contains(err.Error(), "other.example") {
 		t.Fatalf("a server of another name: %v", err)
 	}

@@ -48,7 +48,7 @@ func (h *Handler) multi(ctx context.Context, ops []any) ([]zk.MultiResponse, sen
 		// library returns the first of them as its own.
 		for _, r := range results {
 			if r.Error != nil {
-				return multiAnswer{results, err}, nil
+				return multiAnswer{results, err}, nil //nolint:nilerr // it travels in the answer
 			}
 		}
 		return multiAnswer{results, nil}, err

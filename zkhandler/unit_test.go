@@ -13,7 +13,7 @@ func TestParseServers(t *testing.T) {
 	for in, want := range map[string]string{
 		"zk1": "zk1:2181", "zk1:2182": "zk1:2182", "10.0.0.1": "10.0.0.1:2181",
 		"::1": "[::1]:2181", "[::1]": "[::1]:2181", "[fe80::1%eth0]:2183": "[fe80::1%eth0]:2183",
-		" zk1:2181 ": "zk1:2181",
+		" zk1:2181 ": "zk1:2181", //nolint:gocritic // the blanks are what is tested
 	} {
 		got, err := parseServers([]string{in})
 		if err != nil || !slices.Equal(got, []string{want}) {
@@ -199,6 +199,7 @@ func FuzzDecode(f *testing.F) {
 		again(t, cluster.KeyNodeMode, data, decodeMode)
 		decodeTransition(data)
 		decodeFence(data)
+		again(t, cluster.KeyFenceOrder, data, decodeFenceOrder)
 		decodeRecord[cluster.Event](data)
 		decodeLockOwner(data)
 	})

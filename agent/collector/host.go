@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/shirou/gopsutil/v4/cpu"
 	"github.com/shirou/gopsutil/v4/load"
@@ -27,6 +28,10 @@ func NewHost() *Host { return &Host{} }
 
 // Name implements agent.Collector.
 func (h *Host) Name() string { return "host" }
+
+// Interval is how often the host is looked at: people read these figures, and
+// each look costs the agent some of the little processor time it may use.
+func (h *Host) Interval() time.Duration { return 5 * time.Second }
 
 // Collect returns staticdata ("<cpus> <kernel release> <os> <machine>"),
 // memtotal, memused, memfree (MiB) and cpuload (of the last minute, two

@@ -3,14 +3,16 @@
 // state and what changed.
 //
 // Evidence is the time since a keepalive was last seen to change (never the
-// number in it), the presence of the node's ephemeral alive record, and, where
-// somebody asks, the answer to direct probes. Time in which the observer itself
-// was blind is not counted: who was not looking saw nothing (I6).
+// number in it), the presence of the node's ephemeral alive record, and what
+// the coordinators, this observer among them, report of their direct probes.
+// Time in which the observer itself was blind is not counted: who was not
+// looking saw nothing (I6). An answer that is not known never counts as silence.
 package detector
 
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"pvc.internal/cluster"
@@ -29,9 +31,21 @@ type Observation struct {
 	// OwnKeepalive is when this node's own last keepalive was acknowledged.
 	// Never: the snapshot's own keepalive is taken.
 	OwnKeepalive cluster.Instant
-	// Probes holds the answers to direct probes; a missing one is unknown.
-	Probes map[cluster.NodeID]cluster.ProbeAnswer
+	// Reports is what coordinators say of the nodes, by the reporter's name,
+	// this node's own under Self. A missing report, or a node missing in it,
+	// is unknown. Nil where nobody probes.
+	Reports map[cluster.NodeID]Report
 }
+
+// Report is one coordinator's own evidence, as it reached this observer.
+type Report struct {
+	SeenAt cluster.Instant // when it came, on this observer's clock: it ages from there
+	Reach  map[cluster.NodeID]cluster.Reach
+}
+
+// FreshFor is how long after its probe an answer counts, three keepalive
+// intervals: a probe each K, published each K, and one of either lost.
+func FreshFor(t cluster.Timing) time.Duration { return 3 * t.KeepaliveInterval }
 
 // NodeState is what is held of one node.
 type NodeState struct {
@@ -40,11 +54,14 @@ type NodeState struct {
 	Silence time.Duration
 	// Excuse says why the node is not judged dead; empty when it may be.
 	Excuse string
+	// Picture is what the coordinators report of a suspect; nil for others.
+	// (A pointer: it keeps the record within what a map holds in place.)
+	Picture *Picture
 
-	ID          string // of the node's record: another one is another node
-	keepalive   int64  // Mzxid of the newest keepalive seen
-	changed     bool   // a change has been seen since this observer began
-	daemon      int64  // Mzxid of the daemon state
+	ID          string              // of the node's record: another one is another node
+	keepalive   int64               // Mzxid of the newest keepalive seen
+	changed     bool                // a change has been seen since this observer began
+	daemon      cluster.DaemonState // a write of the same again begins nothing anew
 	inState     time.Duration
 	incarnation cluster.Incarnation
 }
@@ -63,21 +80,56 @@ type State struct {
 	maintenance bool
 }
 
+// Picture is what the coordinators report of one node, by name, in order.
+type Picture struct {
+	Heard   []cluster.NodeID // they see its keepalives change
+	Reached []cluster.NodeID // it answers their probes
+	Silent  []cluster.NodeID // it does not, and they look
+	Unknown []cluster.NodeID // they look and have said nothing lately
+}
+
+// Mixed reports whether the coordinators contradict each other, or hear what
+// this observer does not: something between them is broken, and not the node.
+func (p *Picture) Mixed() bool {
+	return p != nil && (len(p.Heard) > 0 || (len(p.Reached) > 0 && len(p.Silent) > 0))
+}
+
+// String says who reaches the node and who does not; empty without a report.
+func (p *Picture) String() string {
+	if p == nil {
+		return ""
+	}
+	var parts []string
+	for _, part := range []struct {
+		what  string
+		names []cluster.NodeID
+	}{{"heard by", p.Heard}, {"reached by", p.Reached}, {"not reached by", p.Silent}, {"not known from", p.Unknown}} {
+		if len(part.names) > 0 {
+			parts = append(parts, fmt.Sprintf("%s %s", part.what, strings.Trim(fmt.Sprint(part.names), "[]")))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
 // Transition is one node's change of judgement.
 type Transition struct {
 	Node    cluster.NodeID
 	From    cluster.Liveness
-	To      cluster.Liveness
+	To      cluster.Liveness // as From where only the picture became mixed, or no longer is
 	Silence time.Duration
 	Reason  string
+	// Warning tells an operator of a mixed picture; empty where there is none.
+	Warning string
 }
 
 // Step judges every other node of the snapshot anew:
 //
-//	up ──1.25 K──▶ late ──F·K──▶ suspect ──alive gone, or no probe answers──▶ dead
-//	 ▲              │               │ └──a probe answers──▶ isolated ──F·K + Q·K + W──▶ dead
+//	up ──1.25 K──▶ late ──F·K──▶ suspect ──alive gone, or nobody who looks reaches it──▶ dead
+//	 ▲              │               │ └──somebody reaches it──▶ isolated ──F·K + Q·K + W──▶ dead
 //	 └──────────────┴───────────────┴── a keepalive changes, from everywhere
 //
+// A node whose keepalives another coordinator hears stays isolated for as long
+// as that is reported.
 // The quarter beyond K keeps a node whose keepalives arrive with some jitter
 // from being late at every other look. Transitions are ordered by node.
 func Step(s State, o Observation) (State, []Transition) {
@@ -107,35 +159,53 @@ func Step(s State, o Observation) (State, []Transition) {
 	if next.Blind != "" {
 		elapsed = 0
 	}
+	retract := next.overcounted(s, o)
+	lookers := s.lookers(o)
 	var changes []Transition
-	for _, name := range others(o) {
+	for name, view := range o.Snapshot.Nodes { // in any order: no node's judgement rests on another's of this step
+		if name == o.Self || !view.Record.Present || view.Record.Err != nil {
+			continue // not registered, or oneself
+		}
 		before, known := s.Nodes[name]
-		after := next.observe(before, known, o, o.Snapshot.Nodes[name], elapsed)
+		after := next.observe(before, known, o, &view, elapsed)
+		after.Silence = max(after.Silence-retract, 0)
 		if fresh {
 			after.Silence = 0
 		}
-		after.Liveness, after.Excuse = next.judge(after, o, o.Snapshot.Nodes[name])
+		next.judge(&after, o, &view, lookers)
 		if next.Blind != "" && after.Liveness > before.Liveness && before.Liveness != 0 {
 			after.Liveness = before.Liveness // a blind observer takes nothing back for the worse
 		}
 		next.Nodes[name] = after
-		if known && before.Liveness != after.Liveness {
-			changes = append(changes, transition(name, before, after, o))
+		if known && (before.Liveness != after.Liveness || before.Picture.Mixed() != after.Picture.Mixed()) {
+			changes = append(changes, transition(before, after, &view))
 		}
 	}
+	slices.SortFunc(changes, func(a, b Transition) int { return strings.Compare(string(a.Node), string(b.Node)) })
 	return next, changes
 }
 
-// others lists the nodes that can be judged: registered, and not oneself.
-func others(o Observation) []cluster.NodeID {
-	names := make([]cluster.NodeID, 0, len(o.Snapshot.Nodes))
-	for name, node := range o.Snapshot.Nodes {
-		if name != o.Self && node.Record.Present && node.Record.Err == nil {
-			names = append(names, name)
-		}
+// overcounted is how much of what was counted so far lies after the last
+// moment of which it is known that the store took writes: a keepalive's
+// acknowledgement and one interval. Outages are noticed late, and nobody's
+// silence in one proves anything.
+func (s *State) overcounted(before State, o Observation) time.Duration {
+	if s.Blind == "" || before.Blind != "" || before.last.IsZero() {
+		return 0
 	}
-	slices.Sort(names)
-	return names
+	own := o.ownKeepalive()
+	if own.IsZero() {
+		return 0
+	}
+	return max(before.last.Sub(own)-o.Timing.KeepaliveInterval, 0)
+}
+
+// ownKeepalive is when this node's own last keepalive was acknowledged.
+func (o *Observation) ownKeepalive() cluster.Instant {
+	if !o.OwnKeepalive.IsZero() {
+		return o.OwnKeepalive
+	}
+	return o.Snapshot.Nodes[o.Self].Keepalive.SeenAt
 }
 
 func (s *State) followSession(o Observation) {
@@ -161,10 +231,7 @@ func (s *State) followMaintenance(snap *cluster.Snapshot) bool {
 // as sessions last: they may have lost theirs by the same fault.
 func (s *State) blindness(o Observation, elapsed time.Duration, first bool) string {
 	k := o.Timing.KeepaliveInterval
-	own := o.OwnKeepalive
-	if own.IsZero() {
-		own = o.Snapshot.Nodes[o.Self].Keepalive.SeenAt
-	}
+	own := o.ownKeepalive()
 	switch {
 	case !o.Snapshot.Live:
 		return "not connected to ZooKeeper"
@@ -188,12 +255,12 @@ func (s *State) blindness(o Observation, elapsed time.Duration, first bool) stri
 
 // observe takes the evidence in; elapsed is zero while blind, so that the
 // counters stand where they stood.
-func (s *State) observe(n NodeState, known bool, o Observation, view cluster.NodeView, elapsed time.Duration) NodeState {
+func (s *State) observe(n NodeState, known bool, o Observation, view *cluster.NodeView, elapsed time.Duration) NodeState {
 	id := view.Record.Value.ID
 	if !known || n.ID != id {
 		return NodeState{
 			ID: id, Liveness: n.Liveness, keepalive: view.Keepalive.Mzxid,
-			daemon: view.Daemon.Mzxid, incarnation: view.Record.Value.Incarnation,
+			daemon: view.Daemon.Value, incarnation: view.Record.Value.Incarnation,
 		}
 	}
 	n.Silence += elapsed
@@ -202,8 +269,8 @@ func (s *State) observe(n NodeState, known bool, o Observation, view cluster.Nod
 		n.keepalive, n.changed = view.Keepalive.Mzxid, true
 		n.Silence = min(max(o.Now.Sub(view.Keepalive.SeenAt), 0), elapsed)
 	}
-	if view.Daemon.Mzxid != n.daemon || view.Record.Value.Incarnation != n.incarnation {
-		n.daemon, n.incarnation, n.inState = view.Daemon.Mzxid, view.Record.Value.Incarnation, 0
+	if view.Daemon.Value != n.daemon || view.Record.Value.Incarnation != n.incarnation {
+		n.daemon, n.incarnation, n.inState = view.Daemon.Value, view.Record.Value.Incarnation, 0
 	}
 	if view.Daemon.Value == cluster.DaemonStop {
 		n.Silence = 0 // it said so: from its next start it counts from zero
@@ -211,36 +278,33 @@ func (s *State) observe(n NodeState, known bool, o Observation, view cluster.Nod
 	return n
 }
 
-func (s *State) judge(n NodeState, o Observation, view cluster.NodeView) (cluster.Liveness, string) {
+func (s *State) judge(n *NodeState, o Observation, view *cluster.NodeView, lookers []looker) {
 	t := o.Timing
-	k := t.KeepaliveInterval
-	suspected := time.Duration(t.FenceIntervals) * k
-	excuse := s.excuse(n, o, view)
+	n.Excuse, n.Picture = s.excuse(*n, o, view), nil
 	switch {
-	case n.Silence < k+k/4:
-		return cluster.LiveUp, excuse
-	case n.Silence < suspected:
-		return cluster.LiveLate, excuse
-	case excuse != "":
-		return cluster.LiveSuspect, excuse
+	case n.Silence < t.KeepaliveInterval+t.KeepaliveInterval/4:
+		n.Liveness = cluster.LiveUp
+		return
+	case n.Silence < t.SuspectAfter():
+		n.Liveness = cluster.LiveLate
+		return
 	}
-	probe := o.Probes[view.Name]
-	switch {
-	case probe == cluster.ProbeAnswered:
-		// It must have stopped its protected work by Q·K itself, and its
-		// watchdog bites by W after that.
-		if n.Silence >= suspected+time.Duration(t.SuicideIntervals)*k+t.Watchdog {
-			return cluster.LiveDead, ""
-		}
-		return cluster.LiveIsolated, ""
-	case !view.Alive.Present || probe == cluster.ProbeSilent:
-		return cluster.LiveDead, ""
+	n.Picture = picture(view.Name, lookers, FreshFor(t))
+	n.Liveness = cluster.LiveSuspect
+	switch p := n.Picture; {
+	case n.Excuse != "":
+	case len(p.Heard) > 0:
+		n.Liveness = cluster.LiveIsolated // it writes: not it is cut off but this observer
+	case len(p.Reached) > 0 && n.Silence < t.IsolatedFenceAfter():
+		// It must stop its protected work by Q·K by itself; its watchdog bites by W after that.
+		n.Liveness = cluster.LiveIsolated
+	case len(p.Reached) > 0, !view.Alive.Present, p.unreached():
+		n.Liveness = cluster.LiveDead
 	}
-	return cluster.LiveSuspect, ""
 }
 
 // excuse says why silence is no sign of death (protocol §5).
-func (s *State) excuse(n NodeState, o Observation, view cluster.NodeView) string {
+func (s *State) excuse(n NodeState, o Observation, view *cluster.NodeView) string {
 	boot := o.Timing.BootTimeout
 	switch view.Daemon.Value {
 	case cluster.DaemonStop:
@@ -260,28 +324,37 @@ func (s *State) excuse(n NodeState, o Observation, view cluster.NodeView) string
 	return ""
 }
 
-func transition(name cluster.NodeID, before, after NodeState, o Observation) Transition {
-	t := Transition{Node: name, From: before.Liveness, To: after.Liveness, Silence: after.Silence}
-	view := o.Snapshot.Nodes[name]
-	switch {
-	case before.ID != after.ID:
-		t.Reason = "registered anew"
-	case after.Liveness == cluster.LiveUp:
-		t.Reason = "heard again"
-	case after.Liveness == cluster.LiveDead && !view.Alive.Present:
-		t.Reason = "silent and its session is gone"
-	case after.Liveness == cluster.LiveDead && o.Probes[name] == cluster.ProbeAnswered:
-		t.Reason = "silent for longer than it may run on, though it answers probes"
-	case after.Liveness == cluster.LiveDead:
-		t.Reason = "silent and nobody reaches it"
-	case after.Liveness == cluster.LiveIsolated:
-		t.Reason = "silent but it answers probes"
-	case after.Excuse != "":
-		t.Reason = "silent; " + after.Excuse
-	case after.Liveness == cluster.LiveSuspect:
-		t.Reason = "silent, its session lives"
-	default:
-		t.Reason = "silent"
+func transition(before, after NodeState, view *cluster.NodeView) Transition {
+	t := Transition{Node: view.Name, From: before.Liveness, To: after.Liveness, Silence: after.Silence, Reason: reason(before, after, view)}
+	if after.Picture.Mixed() {
+		t.Warning = fmt.Sprintf("node %s is %s: the network between the coordinators may be broken, and it is not fenced for that", view.Name, after.Picture)
 	}
 	return t
+}
+
+func reason(before, after NodeState, view *cluster.NodeView) string {
+	reached := after.Picture != nil && len(after.Picture.Reached) > 0
+	switch {
+	case before.ID != after.ID:
+		return "registered anew"
+	case after.Liveness < before.Liveness && after.keepalive == before.keepalive && before.Liveness <= cluster.LiveSuspect:
+		return "what was counted of its silence is taken back"
+	case after.Liveness == cluster.LiveUp:
+		return "heard again"
+	case after.Liveness == cluster.LiveDead && reached:
+		return "silent for longer than it may run on, though it answers probes"
+	case after.Liveness == cluster.LiveDead && !view.Alive.Present:
+		return "silent and its session is gone"
+	case after.Liveness == cluster.LiveDead:
+		return "silent and nobody reaches it"
+	case after.Liveness == cluster.LiveIsolated && !reached:
+		return "silent here, and others hear it"
+	case after.Liveness == cluster.LiveIsolated:
+		return "silent but it answers probes"
+	case after.Excuse != "":
+		return "silent; " + after.Excuse
+	case after.Liveness == cluster.LiveSuspect:
+		return "silent, its session lives"
+	}
+	return "silent"
 }

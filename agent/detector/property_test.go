@@ -19,7 +19,12 @@ func TestNobodyIsDeadWithoutEvidence(t *testing.T) {
 		w := newWorld(t)
 		w.run("nodes a b c")
 		looked := map[cluster.NodeID]time.Duration{} // since its last keepalive, while not blind
-		for range rapid.IntRange(1, 120).Draw(rt, "steps") {
+		doomed := rapid.IntRange(9, 30).Draw(rt, "b loses power")
+		for step := range rapid.IntRange(40, 160).Draw(rt, "steps") {
+			if step == doomed {
+				w.silent["b"] = true
+				w.run("expire b")
+			}
 			before, last := w.state, w.now
 			beats := map[cluster.NodeID]int64{"b": w.snap.Nodes["b"].Keepalive.Mzxid, "c": w.snap.Nodes["c"].Keepalive.Mzxid}
 			w.now = w.now.Add(time.Duration(rapid.SampledFrom([]int{100, 250, 500, 1000, 1000, 1400}).Draw(rt, "ms")) * time.Millisecond)
@@ -49,13 +54,16 @@ func TestNobodyIsDeadWithoutEvidence(t *testing.T) {
 }
 
 func drawEvents(rt *rapid.T, w *world) {
-	rarely := func(label string) bool { return rapid.IntRange(0, 39).Draw(rt, label) == 0 }
+	rarely := func(label string) bool { return rapid.IntRange(0, 39).Draw(rt, label) == 23 } // small ones are drawn more often
 	if !rarely("own keepalive missing") {
 		w.beat("a")
 	}
 	for _, name := range []cluster.NodeID{"b", "c"} {
 		if rarely("dies") {
 			w.silent[name] = true
+			if rapid.Bool().Draw(rt, "with its session") {
+				w.run("expire " + string(name))
+			}
 		}
 		if rarely("lives") {
 			w.silent[name] = false

@@ -22,7 +22,8 @@ type world struct {
 	state  State
 	snap   *cluster.Snapshot
 	silent map[cluster.NodeID]bool
-	probes map[cluster.NodeID]cluster.ProbeAnswer
+	said   map[cluster.NodeID]Report
+	hushed map[cluster.NodeID]bool // their reports come no more
 	late   bool
 	zxid   int64
 	blind  string
@@ -31,7 +32,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, now: cluster.Instant(100 * time.Second), timing: cluster.ProfileLAN(),
-		silent: map[cluster.NodeID]bool{}, probes: map[cluster.NodeID]cluster.ProbeAnswer{},
+		silent: map[cluster.NodeID]bool{}, said: map[cluster.NodeID]Report{}, hushed: map[cluster.NodeID]bool{},
 	}
 	w.snap = &cluster.Snapshot{Complete: true, Live: true, Session: 1, Since: w.now, Nodes: map[cluster.NodeID]cluster.NodeView{}}
 	return w
@@ -63,6 +64,7 @@ func (w *world) register(name cluster.NodeID, id string) {
 		put(w, &v.Record, cluster.NodeRecord{ID: id, Incarnation: inc})
 		put(w, &v.Alive, cluster.Alive{Incarnation: inc})
 		put(w, &v.Daemon, cluster.DaemonRun)
+		put(w, &v.Mode, cluster.Coordinator)
 		put(w, &v.Keepalive, 1)
 	})
 }
@@ -86,7 +88,7 @@ func (w *world) beatAll() {
 
 func (w *world) step() string {
 	next, changes := Step(w.state, Observation{
-		Now: w.now, Self: "a", Snapshot: w.snap, Timing: w.timing, SelfLate: w.late, Probes: w.probes,
+		Now: w.now, Self: "a", Snapshot: w.snap, Timing: w.timing, SelfLate: w.late, Reports: w.reports(),
 	})
 	w.state = next
 	var out strings.Builder
@@ -101,8 +103,43 @@ func (w *world) step() string {
 	}
 	for _, c := range changes {
 		fmt.Fprintf(&out, "%6.2fs %s: %s -> %s after %s: %s\n", at, c.Node, c.From, c.To, c.Silence, c.Reason)
+		if c.Warning != "" {
+			fmt.Fprintf(&out, "        warning: %s\n", c.Warning)
+		}
 	}
 	return out.String()
+}
+
+// reports are what the coordinators say now: each K anew, but those hushed.
+func (w *world) reports() map[cluster.NodeID]Report {
+	list := map[cluster.NodeID]Report{}
+	for name, r := range w.said {
+		if !w.hushed[name] {
+			r.SeenAt = w.now
+			w.said[name] = r
+		}
+		list[name] = r
+	}
+	return list
+}
+
+// report takes "REPORTER NODE=ANSWER…", the answer being answered, silent,
+// heard or unknown, with "@AGE" behind it where the probe is that old.
+func (w *world) report(words []string) {
+	reach := map[cluster.NodeID]cluster.Reach{}
+	for n, r := range w.said[cluster.NodeID(words[0])].Reach {
+		reach[n] = r
+	}
+	for _, word := range words[1:] {
+		node, answer, _ := strings.Cut(word, "=")
+		answer, age, aged := strings.Cut(answer, "@")
+		r := cluster.Reach{Answer: map[string]cluster.ProbeAnswer{"answered": cluster.ProbeAnswered, "silent": cluster.ProbeSilent}[answer], Heard: answer == "heard"}
+		if aged {
+			r.AgeMillis = w.duration(age).Milliseconds()
+		}
+		reach[cluster.NodeID(node)] = r
+	}
+	w.said[cluster.NodeID(words[0])] = Report{SeenAt: w.now, Reach: reach}
 }
 
 func (w *world) run(line string) string {
@@ -160,8 +197,14 @@ func (w *world) command(words []string) string {
 			}
 		}
 		w.snap = &next
-	case "probe":
-		w.probes[cluster.NodeID(args[0])] = map[string]cluster.ProbeAnswer{"answered": cluster.ProbeAnswered, "silent": cluster.ProbeSilent}[args[1]]
+	case "report":
+		w.report(args)
+	case "hush", "unhush":
+		for _, name := range args {
+			w.hushed[cluster.NodeID(name)] = words[0] == "hush"
+		}
+	case "mode":
+		w.edit(cluster.NodeID(args[0]), func(v *cluster.NodeView) { put(w, &v.Mode, cluster.Mode(args[1])) })
 	case "disconnect", "reconnect", "session":
 		next := *w.snap
 		next.Live = words[0] != "disconnect"

@@ -15,10 +15,13 @@ import (
 
 // Frame is one tick's view. Nothing in it is edited or kept.
 type Frame struct {
-	Every    time.Duration // between frames; 0: the keepalive interval
+	Every    time.Duration // between frames, see Cadence; 0: the keepalive interval
 	Self     cluster.NodeID
 	Timing   cluster.Timing
 	Settings cluster.FailoverSettings
+	// SettingsSeen is the record that Settings were read from, for the action's
+	// Spend; absent: there is none, and the defaults hold.
+	SettingsSeen cluster.Versioned[cluster.FailoverSettings]
 
 	Primary     bool           // this node holds the role now
 	Holder      cluster.NodeID // of the lease, as observed; empty: released
@@ -26,7 +29,25 @@ type Frame struct {
 	Maintenance bool
 	Blind       string // why this observer's evidence is worth nothing now; empty: it is
 
-	Nodes []Node // every registered node; Self is passed over
+	// Quorum says whether a majority of node leases is held (protocol §7).
+	// Zero: node leases are not in use yet.
+	Quorum Opinion
+
+	Nodes []Node // every registered node, in any order; Self is passed over
+}
+
+// Opinion is what another part says about acting. The zero value: that part is
+// not in use yet, and nothing stands against acting.
+type Opinion struct {
+	InUse   bool
+	Against string // why not to act; empty: nothing against it
+}
+
+// Cadence is how often to step: a quarter of K, at most each 0.4 s, so that an
+// action comes within 0.4 s of the later of "dead" and "I am primary", which
+// leaves 0.1 s for the claim's Multi.
+func Cadence(t cluster.Timing) time.Duration {
+	return min(t.KeepaliveInterval/4, 400*time.Millisecond)
 }
 
 // Node is one node in a frame.
@@ -37,23 +58,44 @@ type Node struct {
 	Keepalive   int64 // Mzxid of the newest keepalive seen
 	Liveness    cluster.Liveness
 	Excused     bool                // its silence is no sign of death
+	Leaving     bool                // it has said that it stops: no failure, whatever it looks like
+	Mixed       string              // how the coordinators contradict each other on it; empty: they do not
+	LastCopy    Opinion             // of the janitor: Against names a workload whose last copy is there
 	Fence       cluster.FenceRecord // zero when there is none
 }
 
-// NodesOf takes the frame's nodes from a snapshot, and what the detector says
-// of them.
-func NodesOf(snap *cluster.Snapshot, liveness func(cluster.NodeID) (l cluster.Liveness, excused bool)) []Node {
+// Seen is the detector's word on one node.
+type Seen struct {
+	Liveness cluster.Liveness
+	Excused  bool
+	Mixed    string // the mixed picture in words; empty: there is none
+}
+
+// NodesSeen takes the frame's nodes from a snapshot, and what the detector says
+// of them, in no order.
+func NodesSeen(snap *cluster.Snapshot, seen func(cluster.NodeID) Seen) []Node {
 	nodes := make([]Node, 0, len(snap.Nodes))
 	for name, view := range snap.Nodes {
 		if !view.Record.Present || view.Record.Err != nil {
 			continue
 		}
-		n := Node{Name: name, ID: view.Record.Value.ID, Incarnation: view.Record.Value.Incarnation, Keepalive: view.Keepalive.Mzxid, Fence: view.Fence.Value}
-		n.Liveness, n.Excused = liveness(name)
-		nodes = append(nodes, n)
+		s := seen(name)
+		nodes = append(nodes, Node{
+			Name: name, ID: view.Record.Value.ID, Incarnation: view.Record.Value.Incarnation, Keepalive: view.Keepalive.Mzxid,
+			Liveness: s.Liveness, Excused: s.Excused, Mixed: s.Mixed, Fence: view.Fence.Value,
+			Leaving: view.Daemon.Value == cluster.DaemonStop || view.Daemon.Value == cluster.DaemonShutdown,
+		})
 	}
-	slices.SortFunc(nodes, func(a, b Node) int { return compare(a.Name, b.Name) })
 	return nodes
+}
+
+// NodesOf takes the frame's nodes from a snapshot, and what the detector says
+// of them, in no order.
+func NodesOf(snap *cluster.Snapshot, liveness func(cluster.NodeID) (l cluster.Liveness, excused bool)) []Node {
+	return NodesSeen(snap, func(name cluster.NodeID) Seen {
+		l, excused := liveness(name)
+		return Seen{Liveness: l, Excused: excused}
+	})
 }
 
 // Stage is how far a node is on its way to a verdict.
@@ -90,9 +132,8 @@ type NodeState struct {
 type State struct {
 	Down map[cluster.NodeID]NodeState // nodes that were up in the last frame are absent
 
-	set        []cluster.NodeID // the down nodes of the last frame, in order
-	settled    bool             // a full frame has been seen since the start
-	wasPrimary bool             // this node was primary in the last frame
+	set     []cluster.NodeID // the down nodes of the last frame, in order
+	settled bool             // a full frame has been seen since the start
 }
 
 // Step takes in one frame:
@@ -103,29 +144,38 @@ type State struct {
 //
 // Frames count from late on, so that the verdict falls in the tick in which
 // the node is found dead. It needs the same set of down nodes in the last two
-// frames. Then it is an action, or a refusal with what stands against it. An
+// frames (see weighs). Then it is an action, or a refusal with what stands against it. An
 // action is repeated each frame until the node's fence record exists or it is
 // up: the executor takes one at a time and an act that failed is tried again.
+// A node that has just become primary acts in its next frame: its counters are
+// warm, and what it does is checked again where it is written.
 func Step(s State, f Frame) (State, []cluster.Action, []cluster.Refusal) {
 	if f.Blind != "" {
 		return s.blind(f)
 	}
-	next := State{Down: make(map[cluster.NodeID]NodeState), settled: true, wasPrimary: f.Primary}
-	for _, n := range candidates(f) {
+	next := State{settled: true}
+	down := candidates(f)
+	if len(down) == 0 {
+		return next, nil, nil
+	}
+	next.Down = make(map[cluster.NodeID]NodeState, len(down))
+	needed := f.needed()
+	for _, n := range down {
 		held := s.Down[n.Name]
 		if held.id != n.ID {
 			held = NodeState{id: n.ID}
 		}
 		held.Frames++
-		held.Stage = stage(held.Frames, f.needed())
+		held.Stage = stage(held.Frames, needed)
 		next.Down[n.Name] = held
-		next.set = append(next.set, n.Name)
+		if weighs(n, held, needed) {
+			next.set = append(next.set, n.Name)
+		}
 	}
-	j := judge{frame: f, stable: slices.Equal(s.set, next.set), settled: s.settled && (s.wasPrimary || !f.Primary)}
-	j.left = f.Settings.MaxCount - f.Settings.Count - uncounted(f)
+	j := newJudge(s, f, next.set)
 	var actions []cluster.Action
 	var refusals []cluster.Refusal
-	for _, n := range byUrgency(candidates(f), f.Predecessor) {
+	for _, n := range byUrgency(down, f.Predecessor) {
 		held := next.Down[n.Name]
 		refusal, verdict := j.verdict(n, held)
 		if verdict && refusal.Code == "" {
@@ -141,6 +191,13 @@ func Step(s State, f Frame) (State, []cluster.Action, []cluster.Refusal) {
 		}
 	}
 	return next, actions, refusals
+}
+
+// weighs reports whether the node belongs to the set of down nodes that must not
+// change: a late one does once it has been late for half the time it takes, or
+// any jitter among a thousand nodes would put every verdict off for ever.
+func weighs(n Node, held NodeState, needed int) bool {
+	return n.Liveness > cluster.LiveLate || 2*held.Frames >= needed
 }
 
 // blind holds every counter: who was not looking saw nothing, neither a node
@@ -250,7 +307,17 @@ func action(n Node, held NodeState, f Frame) cluster.Action {
 	return cluster.Action{
 		Kind: cluster.ActionFence, Node: n.Name, Incarnation: n.Incarnation, Keepalive: n.Keepalive,
 		Reason: fmt.Sprintf("dead: silent for %d frames of %s with no sign of life", held.Frames, f.interval()),
+		Spend:  &cluster.Spend{Seen: f.SettingsSeen, Next: f.spent()},
 	}
+}
+
+// spent are the settings with one more failover counted. Of several actions in
+// one frame each is decided on the same version: the first to be written wins,
+// the others are decided anew.
+func (f Frame) spent() cluster.FailoverSettings {
+	next := f.Settings
+	next.Count++
+	return next
 }
 
 func (f Frame) interval() time.Duration {

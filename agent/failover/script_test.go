@@ -59,6 +59,10 @@ func (s *script) run(line string) string {
 		s.fences[cluster.NodeID(words[1])] = record
 	case "frame":
 		return s.frames(words[1:])
+	case "explain":
+		return s.explain(cluster.NodeID(words[1]), words[2:])
+	case "needed":
+		return s.needed()
 	case "show":
 		return s.show()
 	default:
@@ -89,46 +93,80 @@ func (s *script) set(setting string) {
 		s.frame.Maintenance = value == "true"
 	case "blind":
 		s.frame.Blind = value
+	case "seconds":
+		s.frame.Settings.Timeout = int64(number)
+	case "every":
+		s.frame.Every, _ = time.ParseDuration(value)
+	case "profile":
+		s.frame.Timing = map[string]cluster.Timing{"lan": cluster.ProfileLAN(), "fast": cluster.ProfileFast(), "pvc": cluster.ProfilePVC()}[value]
+	case "version": // of the settings' record
+		s.frame.SettingsSeen = cluster.Versioned[cluster.FailoverSettings]{Present: true, Version: int32(number)}
+	case "quorum":
+		s.frame.Quorum = opinion(value)
 	default:
 		s.t.Fatalf("unknown setting %q", setting)
 	}
 }
 
+// opinion reads "unused", "held", or what stands against it.
+func opinion(value string) Opinion {
+	switch value {
+	case "unused":
+		return Opinion{}
+	case "held":
+		return Opinion{InUse: true}
+	}
+	return Opinion{InUse: true, Against: strings.ReplaceAll(value, "_", " ")}
+}
+
+// needed shows how long is waited between two frames and for how many.
+func (s *script) needed() string {
+	f := s.frame
+	f.Every = Cadence(f.Timing)
+	return fmt.Sprintf("     a frame each %s, %d in a row\n", f.Every, f.needed())
+}
+
 func incarnation(n cluster.NodeID) cluster.Incarnation { return cluster.Incarnation("boot." + n) }
 
-// frames runs `[down=a,b] [late=…] [suspect=…] [excused=…] [xN]`; down is dead.
-func (s *script) frames(words []string) string {
-	times := 1
+// read takes `[down=a,b] [late=…] [suspect=…] [isolated=…] [mixed=…] [excused=…]
+// [leaving=…] [last=…] [xN]`; down is dead, last has the last copy of a workload.
+func (s *script) read(words []string) (f Frame, times int) {
+	f, times = s.frame, 1
 	levels := map[cluster.NodeID]cluster.Liveness{}
-	excused := map[cluster.NodeID]bool{}
+	marks := map[string]map[cluster.NodeID]bool{}
 	for _, word := range words {
 		key, list, _ := strings.Cut(word, "=")
 		if n, err := strconv.Atoi(strings.TrimPrefix(word, "x")); err == nil {
 			times = n
 			continue
 		}
+		marks[key] = map[cluster.NodeID]bool{}
 		for name := range strings.SplitSeq(list, ",") {
-			switch key {
-			case "down":
-				levels[cluster.NodeID(name)] = cluster.LiveDead
-			case "late":
-				levels[cluster.NodeID(name)] = cluster.LiveLate
-			case "suspect":
-				levels[cluster.NodeID(name)] = cluster.LiveSuspect
-			case "isolated":
-				levels[cluster.NodeID(name)] = cluster.LiveIsolated
-			case "excused":
-				excused[cluster.NodeID(name)] = true
-			}
+			marks[key][cluster.NodeID(name)] = true
+			level := map[string]cluster.Liveness{
+				"down": cluster.LiveDead, "late": cluster.LiveLate, "suspect": cluster.LiveSuspect, "isolated": cluster.LiveIsolated, "mixed": cluster.LiveIsolated,
+			}[key]
+			levels[cluster.NodeID(name)] = max(level, levels[cluster.NodeID(name)])
 		}
 	}
-	f := s.frame
 	for _, name := range s.names {
-		level := max(levels[name], cluster.LiveUp)
-		f.Nodes = append(f.Nodes, Node{
-			Name: name, ID: s.ids[name], Incarnation: incarnation(name), Liveness: level, Excused: excused[name], Fence: s.fences[name],
-		})
+		n := Node{
+			Name: name, ID: s.ids[name], Incarnation: incarnation(name), Liveness: max(levels[name], cluster.LiveUp), Fence: s.fences[name],
+			Excused: marks["excused"][name] || marks["leaving"][name], Leaving: marks["leaving"][name],
+		}
+		if marks["mixed"][name] {
+			n.Mixed = "reached by c, not reached by a"
+		}
+		if marks["last"][name] {
+			n.LastCopy = Opinion{InUse: true, Against: "index-1 has no other"}
+		}
+		f.Nodes = append(f.Nodes, n)
 	}
+	return f, times
+}
+
+func (s *script) frames(words []string) string {
+	f, times := s.read(words)
 	var out strings.Builder
 	for range times {
 		s.count++
@@ -136,11 +174,32 @@ func (s *script) frames(words []string) string {
 		var refusals []cluster.Refusal
 		s.state, actions, refusals = Step(s.state, f)
 		for _, a := range actions {
-			fmt.Fprintf(&out, "%4d %s %s (%s)\n", s.count, a.Kind, a.Node, a.Incarnation)
+			fmt.Fprintf(&out, "%4d %s %s (%s)", s.count, a.Kind, a.Node, a.Incarnation)
+			if a.Spend.Seen.Present {
+				fmt.Fprintf(&out, " count %d on version %d", a.Spend.Next.Count, a.Spend.Seen.Version)
+			}
+			out.WriteString("\n")
 		}
 		for _, r := range refusals {
 			fmt.Fprintf(&out, "%4d refuse %s: %s\n", s.count, r.Code, r.Detail)
 		}
+	}
+	return out.String()
+}
+
+// explain shows every veto's answer on one node of the frame that would follow.
+func (s *script) explain(node cluster.NodeID, words []string) string {
+	f, _ := s.read(words)
+	var out strings.Builder
+	for _, c := range Explain(s.state, f, node) {
+		answer := "nothing against it"
+		switch {
+		case c.Refusal.Code != "":
+			answer = string(c.Refusal.Code)
+		case c.Unused:
+			answer = "not in use yet"
+		}
+		fmt.Fprintf(&out, "     %s: %s\n", c.Name, answer)
 	}
 	return out.String()
 }
@@ -162,12 +221,14 @@ func TestNodesOf(t *testing.T) {
 	snap := &cluster.Snapshot{Nodes: map[cluster.NodeID]cluster.NodeView{
 		"b": {Record: cluster.Versioned[cluster.NodeRecord]{Present: true, Value: cluster.NodeRecord{ID: "1", Incarnation: "i"}},
 			Fence: cluster.Versioned[cluster.FenceRecord]{Present: true, Value: cluster.FenceRecord{ID: "f"}}},
-		"a": {Record: cluster.Versioned[cluster.NodeRecord]{Present: true, Value: cluster.NodeRecord{ID: "2"}}},
+		"a": {Record: cluster.Versioned[cluster.NodeRecord]{Present: true, Value: cluster.NodeRecord{ID: "2"}},
+			Daemon: cluster.Versioned[cluster.DaemonState]{Present: true, Value: cluster.DaemonStop}},
 		"c": {}, // known by name only: it has never registered
 	}}
 	got := NodesOf(snap, func(n cluster.NodeID) (cluster.Liveness, bool) { return cluster.LiveLate, n == "a" })
+	slices.SortFunc(got, func(a, b Node) int { return compare(a.Name, b.Name) })
 	want := []Node{
-		{Name: "a", ID: "2", Liveness: cluster.LiveLate, Excused: true},
+		{Name: "a", ID: "2", Liveness: cluster.LiveLate, Excused: true, Leaving: true},
 		{Name: "b", ID: "1", Incarnation: "i", Liveness: cluster.LiveLate, Fence: cluster.FenceRecord{ID: "f"}},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -179,21 +240,55 @@ func TestNodesOf(t *testing.T) {
 // detector finds the node dead, whatever the phase of tick and keepalive.
 func TestFramesNeverDelayTheVerdict(t *testing.T) {
 	for name, timing := range map[string]cluster.Timing{"lan": cluster.ProfileLAN(), "fast": cluster.ProfileFast(), "pvc": cluster.ProfilePVC()} {
-		k := timing.KeepaliveInterval
-		dead := time.Duration(timing.FenceIntervals) * k
-		for phase := k / 50; phase <= k; phase += k / 50 {
-			frames := 0
-			for silence := phase; ; silence += k {
-				if silence >= k+k/4 {
-					frames++
-				}
-				if silence >= dead {
-					break
-				}
+		for _, every := range []time.Duration{timing.KeepaliveInterval, Cadence(timing)} {
+			neverDelays(t, name, timing, every)
+		}
+	}
+}
+
+func neverDelays(t *testing.T, name string, timing cluster.Timing, every time.Duration) {
+	k := timing.KeepaliveInterval
+	for phase := every / 50; phase <= every; phase += every / 50 {
+		frames := 0
+		for silence := phase; ; silence += every {
+			if silence >= k+k/4 {
+				frames++
 			}
-			if needed := (Frame{Timing: timing}).needed(); frames < needed {
-				t.Errorf("%s, phase %s: dead after %d frames, needed are %d", name, phase, frames, needed)
+			if silence >= timing.SuspectAfter() {
+				break
 			}
 		}
+		if needed := (Frame{Timing: timing, Every: every}).needed(); frames < needed {
+			t.Errorf("%s, each %s, phase %s: dead after %d frames, needed are %d", name, every, phase, frames, needed)
+		}
+	}
+}
+
+// An action comes within two frames of the later of "dead" and "I am primary",
+// one of them the one in which it is so: 0.4 s, and 0.1 s is left for the claim.
+func TestAnActionComesWithinHalfASecond(t *testing.T) {
+	for name, timing := range map[string]cluster.Timing{"lan": cluster.ProfileLAN(), "fast": cluster.ProfileFast(), "pvc": cluster.ProfilePVC()} {
+		if every := Cadence(timing); every > 400*time.Millisecond || every <= 0 {
+			t.Errorf("%s: a frame each %s", name, every)
+		}
+	}
+	f := settledFrame()
+	f.Primary, f.Holder = false, "b"
+	var s State
+	for range 40 {
+		s, _, _ = Step(s, f)
+	}
+	f.Primary, f.Holder, f.Predecessor = true, "a", "b"
+	if _, actions, refusals := Step(s, f); len(actions) != 1 || actions[0].Node != "b" {
+		t.Errorf("the frame in which the role is gained: actions %v, refusals %v; want b fenced by its successor", actions, refusals)
+	}
+	s = State{}
+	f.Nodes[1].Liveness = cluster.LiveLate
+	for range 40 {
+		s, _, _ = Step(s, f)
+	}
+	f.Nodes[1].Liveness = cluster.LiveDead
+	if _, actions, refusals := Step(s, f); len(actions) != 1 {
+		t.Errorf("the frame in which the node is dead: actions %v, refusals %v", actions, refusals)
 	}
 }

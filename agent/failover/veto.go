@@ -2,16 +2,91 @@ package failover
 
 import (
 	"fmt"
+	"slices"
 
 	"pvc.internal/cluster"
 )
 
 // judge holds what one frame's verdicts have in common.
 type judge struct {
-	frame   Frame
+	frame   *Frame
 	stable  bool // the set of down nodes is that of the last frame
-	settled bool // a round was observed since the start and since the role was gained
+	settled bool // a round was observed since the start
 	left    int  // of the budget
+	down    int  // nodes that are down, or under a fence
+	total   int
+}
+
+func newJudge(s State, f Frame, down []cluster.NodeID) judge {
+	j := judge{frame: &f, stable: slices.Equal(s.set, down), settled: s.settled, total: 1} // oneself
+	j.left = f.Settings.MaxCount - f.Settings.Count - uncounted(f)
+	for i := range f.Nodes {
+		n := &f.Nodes[i]
+		if n.Name == f.Self {
+			continue
+		}
+		j.total++
+		underWay := n.Fence.ID != "" && !n.Fence.Ended()
+		if (n.Liveness.Down() && !n.Leaving) || underWay {
+			j.down++
+		}
+	}
+	return j
+}
+
+// veto is one thing that may stand against acting on a node.
+type veto struct {
+	name string
+	ask  func(judge, Node) cluster.Refusal
+}
+
+// vetoes in the order in which they are asked; the first that stands is told.
+var vetoes = []veto{
+	{"dead", judge.notDead},
+	{"switched on", judge.switchedOff},
+	{"mine to do", judge.notMine},
+	{"settled", judge.unsettled},
+	{"set of down nodes stable", judge.unstable},
+	{"less than half down", judge.tooMany},
+	{"quorum of node leases", judge.noQuorum},
+	{"last copy of a workload", judge.lastCopy},
+	{"fence device", judge.noDevice},
+	{"budget", judge.spent},
+}
+
+// Check is one veto's answer, for whoever asks why a node is (not) fenced.
+type Check struct {
+	Name string
+	// Refusal is what stands against acting; an empty code: nothing.
+	Refusal cluster.Refusal
+	// Unused says that the part which would know is not in use yet.
+	Unused bool
+}
+
+// Explain answers all vetoes on one down node of the frame, as the next Step
+// would ask them; nil for a node that is up, excused or not in the frame.
+func Explain(s State, f Frame, node cluster.NodeID) []Check {
+	down := candidates(f)
+	set := make([]cluster.NodeID, 0, len(down))
+	for _, n := range down {
+		if weighs(n, s.Down[n.Name], f.needed()) {
+			set = append(set, n.Name)
+		}
+	}
+	j := newJudge(s, f, set)
+	for _, n := range down {
+		if n.Name != node {
+			continue
+		}
+		checks := make([]Check, 0, len(vetoes))
+		for _, v := range vetoes {
+			c := Check{Name: v.name, Refusal: v.ask(j, n)}
+			c.Unused = (v.name == "quorum of node leases" && !f.Quorum.InUse) || (v.name == "last copy of a workload" && !n.LastCopy.InUse)
+			checks = append(checks, c)
+		}
+		return checks
+	}
+	return nil
 }
 
 // verdict says whether the node's time has come, and what stands against
@@ -26,10 +101,8 @@ func (j judge) verdict(n Node, held NodeState) (cluster.Refusal, bool) {
 		}
 		return j.changing(n), false
 	}
-	for _, veto := range []func(Node) cluster.Refusal{
-		j.notDead, j.switchedOff, j.notMine, j.unsettled, j.unstable, j.tooMany, j.noDevice, j.spent,
-	} {
-		if refusal := veto(n); refusal.Code != "" {
+	for _, v := range vetoes {
+		if refusal := v.ask(j, n); refusal.Code != "" {
 			return refusal, true
 		}
 	}
@@ -50,10 +123,12 @@ func refuse(code cluster.RefusalCode, n Node, format string, args ...any) cluste
 }
 
 func (j judge) notDead(n Node) cluster.Refusal {
-	switch n.Liveness {
-	case cluster.LiveDead:
+	switch {
+	case n.Liveness == cluster.LiveDead:
 		return cluster.Refusal{}
-	case cluster.LiveSuspect:
+	case n.Mixed != "":
+		return refuse(cluster.RefuseMixedPicture, n, "silent, but %s; look at the network between the coordinators", n.Mixed)
+	case n.Liveness == cluster.LiveSuspect:
 		return refuse(cluster.RefuseAliveStill, n, "silent, but its ZooKeeper session still lives; fenced once that has ended")
 	}
 	return refuse(cluster.RefuseNotSuspectEnough, n, "%s for the whole time-out, but not dead", n.Liveness)
@@ -77,6 +152,8 @@ func (j judge) notMine(n Node) cluster.Refusal {
 		return refuse(cluster.RefuseNotPrimary, n, "dead, but it still holds the primary role; its successor acts")
 	case !j.frame.Primary:
 		return refuse(cluster.RefuseNotPrimary, n, "dead, but this node is not the primary")
+	case j.frame.Holder != "" && j.frame.Holder != j.frame.Self:
+		return refuse(cluster.RefuseNotPrimary, n, "dead, but node %s holds the primary role now", j.frame.Holder)
 	}
 	return cluster.Refusal{}
 }
@@ -100,23 +177,27 @@ func (j judge) changing(n Node) cluster.Refusal {
 }
 
 // tooMany: nobody fences half or more of the nodes (I6). Nodes that were fenced
-// and are not back count: the window lasts until they are.
+// and are not back count: the window lasts until they are. So do nodes that are
+// silent with an excuse, but for those that said that they stop.
 func (j judge) tooMany(n Node) cluster.Refusal {
-	down, total := 0, 1 // oneself
-	for _, other := range j.frame.Nodes {
-		if other.Name == j.frame.Self {
-			continue
-		}
-		total++
-		underWay := other.Fence.ID != "" && !other.Fence.Ended()
-		if (other.Liveness.Down() && !other.Excused) || underWay {
-			down++
-		}
-	}
-	if 2*down < total {
+	if 2*j.down < j.total {
 		return cluster.Refusal{}
 	}
-	return refuse(cluster.RefuseTooMany, n, "dead, but %d of %d nodes are down, which is half or more", down, total)
+	return refuse(cluster.RefuseTooMany, n, "dead, but %d of %d nodes are down, which is half or more", j.down, j.total)
+}
+
+func (j judge) noQuorum(n Node) cluster.Refusal {
+	if q := j.frame.Quorum; q.InUse && q.Against != "" {
+		return refuse(cluster.RefuseNoQuorum, n, "dead, but there is no quorum of node leases: %s", q.Against)
+	}
+	return cluster.Refusal{}
+}
+
+func (j judge) lastCopy(n Node) cluster.Refusal {
+	if n.LastCopy.InUse && n.LastCopy.Against != "" {
+		return refuse(cluster.RefuseLastCopy, n, "dead, but a workload would lose its last copy: %s", n.LastCopy.Against)
+	}
+	return cluster.Refusal{}
 }
 
 // noDevice: a record of this incarnation ended for want of a device; only an

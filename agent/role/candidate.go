@@ -3,6 +3,7 @@ package role
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"pvc.internal/cluster"
 )
@@ -23,6 +24,7 @@ func (m *machine) seekHandOver() {
 		return
 	}
 	m.enter(Candidate, stageNone)
+	m.s.readySent = cluster.Never
 	m.sendLock()
 	m.breakStaleLock()
 }
@@ -39,7 +41,7 @@ func (m *machine) record() {
 	m.s.transition = cluster.Transition{
 		Version: 1, ID: m.c.NewID(l.Epoch), Epoch: l.Epoch, From: l.Holder, To: m.c.Node, ToIncarn: m.c.Incarnation,
 		Cause: cluster.CauseSwitch, State: cluster.TransitionRunning, Phase: cluster.PhaseAnnounce,
-		Lock: m.s.lock.Name, WishVersion: snap.PrimaryNode.Version, Started: m.in.WallMS,
+		Lock: m.s.lock.Name, WishVersion: snap.PrimaryNode.Version, Started: m.in.WallMS, NextEpoch: m.nextEpoch(),
 	}
 	m.s.stage, m.s.stageBegan = stageRecord, m.in.Now
 	m.s.step = m.emit(Effect{Commit: &Commit{
@@ -63,7 +65,7 @@ func (m *machine) recorded(r cluster.TxnResult) {
 		m.s.stage, m.s.stageBegan = stagePreflight, m.in.Now
 		m.s.probed = false
 		m.s.probe = m.emit(Effect{Preflight: &Preflight{
-			Conflicts: true, KnownMACs: m.holderMACs(), Timeout: preflightWait, Epoch: m.s.transition.Epoch + 1,
+			Conflicts: true, KnownMACs: m.holderMACs(), Timeout: preflightWait, Epoch: m.s.transition.NextEpoch,
 		}})
 	case cluster.OutcomeConflict, cluster.OutcomeUnknown: // most often the holder's renewal: look again
 		m.s.stage = stageFresh
@@ -101,25 +103,45 @@ func (m *machine) candidate() {
 	}
 }
 
-// handed looks whether C has made this node the holder; then D begins with a
-// renewal of one's own, whose send the role is anchored at.
+// handed looks whether C has made this node the holder. Then D begins: at once
+// where an own write that C rests on still anchors the role, else with a
+// renewal of one's own, whose send it is anchored at.
 func (m *machine) handed() bool {
 	l := m.in.Snapshot.Lease
 	if !l.Present || l.Err != nil || !l.Value.HeldBy(m.c.Node, m.c.Incarnation) || l.Value.Epoch <= m.s.transition.Epoch {
 		return false
 	}
-	m.s.hold = hold{epoch: l.Value.Epoch, version: l.Version, n: l.Value.N, deadline: m.in.Now.Add(l.Value.TTL())}
+	anchor := m.s.readySent
+	m.s.hold = hold{epoch: l.Value.Epoch, version: l.Version, n: l.Value.N, deadline: m.in.Now.Add(l.Value.TTL()), named: l.Value.Coordinators}
 	m.s.epochSeen = max(m.s.epochSeen, l.Value.Epoch)
 	if seen := m.in.Snapshot.Transition; seen.Present && seen.Value.ID == m.s.transition.ID && seen.Version > m.s.trVersion {
 		m.s.transition, m.s.trVersion = seen.Value, seen.Version
 	}
 	m.enter(Taking, stageAnchor)
+	if until := m.readyUntil(anchor, l.Value.TTL()); m.in.Now.Before(until.Add(-m.c.Timing.RenewInterval)) && !m.bound() {
+		m.s.hold.deadline, m.s.hold.sent = until, anchor
+		m.writeLease(forAnchor, m.mine()) // the addresses do not wait for it
+		m.raise()
+		return true
+	}
 	m.anchor()
 	return true
 }
 
-// anchor sends the first own renewal. Until it is acknowledged nothing of the
-// role is done; the provisional deadline only bounds the trying.
+// readyUntil is how long the last acknowledged `ready` lets this node act once
+// it has been handed the role. C's Multi sets the record on the version that
+// holds this `ready`, so C was committed after it was sent; whoever waits for the
+// lease to expire begins to count when he sees C, later still (I1, I3).
+func (m *machine) readyUntil(sent cluster.Instant, ttl time.Duration) cluster.Instant {
+	if sent.IsZero() {
+		return cluster.Never
+	}
+	return sent.Add(min(ttl, m.c.Timing.RoleTTL) - m.c.Timing.Grace)
+}
+
+// anchor sends the first own renewal where nothing else anchors the role. Until
+// it is acknowledged nothing of the role is done; the provisional deadline only
+// bounds the trying.
 func (m *machine) anchor() {
 	if m.free() {
 		m.writeLease(forAnchor, m.mine())
@@ -201,6 +223,9 @@ func (m *machine) stamp() {
 	if seen := m.in.Snapshot.Transition; seen.Present && seen.Value.ID == t.ID && seen.Version >= m.s.trVersion {
 		t, m.s.trVersion = seen.Value, seen.Version
 	}
+	if t.Phase >= cluster.PhaseAddresses {
+		return // handed over by now: the lease is about to be seen, and a `ready` after C would anchor nothing
+	}
 	t.Ready = max(t.Ready, m.s.transition.Ready) + 1
 	m.s.transition = t
 	m.s.readyAt = m.in.Now
@@ -218,7 +243,7 @@ func (m *machine) stamped(r cluster.TxnResult) {
 	m.s.stage = stageReady
 	switch {
 	case r.Outcome == cluster.OutcomeOK:
-		m.s.trVersion = r.Versions[0]
+		m.s.trVersion, m.s.readySent = r.Versions[0], r.SentAt
 	case r.Outcome == cluster.OutcomeConflict && r.FailedOp == 1:
 		m.note(true, "lock_lost", "the role lock was lost while waiting for the hand-over", nil)
 		m.s.locked = false
@@ -233,7 +258,10 @@ func (m *machine) stamped(r cluster.TxnResult) {
 // that has acknowledged sees it in the record.
 func (m *machine) abortAnnounce(why string) {
 	m.s.abortWhy = why
-	if m.s.step != 0 || m.in.Now.Before(m.s.retryAt) {
+	if m.s.step != 0 {
+		return // its answer comes first, by the commit's own deadline
+	}
+	if m.in.Now.Before(m.s.retryAt) {
 		m.wakeAt(m.s.retryAt)
 		return
 	}
@@ -241,6 +269,9 @@ func (m *machine) abortAnnounce(why string) {
 	t := m.s.transition
 	if seen := snap.Transition; seen.Present && seen.Value.ID == t.ID && seen.Version >= m.s.trVersion {
 		t, m.s.trVersion = seen.Value, seen.Version
+	}
+	if t.Phase >= cluster.PhaseAddresses {
+		return // handed over by now: the lease is about to be seen, and this node its holder
 	}
 	t.State, t.Error = cluster.TransitionAborted, why
 	ops := []cluster.Op{

@@ -2,6 +2,7 @@ package role
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -130,7 +131,36 @@ func (m *machine) barred(planned bool) bool {
 		m.refuse(cluster.Refusal{Code: cluster.RefuseGaveUp, Detail: fmt.Sprintf("gave the role up less than %v ago", t.RoleTTL)})
 		m.wakeAt(until)
 	}
-	return len(m.s.Refusals) > before
+	bound := m.bound() // first said or not
+	return m.uncounted() || bound || len(m.s.Refusals) > before
+}
+
+// bound reports whether a promise of this node's own stands (protocol §4, store
+// outage): until its end the role is neither taken nor anything done on a take.
+func (m *machine) bound() bool {
+	p := m.in.Promise
+	if !m.in.Now.Before(p.Until) {
+		return false
+	}
+	m.refuse(p.Why)
+	m.wakeAt(p.Until)
+	return true
+}
+
+// uncounted reports whether the lease's holder may be going on by the word of
+// coordinators among which this node is not: it was added while the lease was
+// not renewed. A lease that was given up, or whose holder is proven dead, has
+// nobody who goes on.
+func (m *machine) uncounted() bool {
+	l := m.in.Snapshot.Lease
+	if !l.Present || l.Err != nil || l.Value.Released() || len(l.Value.Coordinators) == 0 ||
+		slices.Contains(l.Value.Coordinators, m.c.Node) || m.provenDead(l.Value.Holder, l.Value.Incarnation) {
+		return false
+	}
+	m.refuse(cluster.Refusal{Code: cluster.RefuseNotCounted, Node: l.Value.Holder, Detail: fmt.Sprintf(
+		"%s did not know of this coordinator when it last renewed the lease, and may be going on by the word of %v; the role is taken once it has renewed, one of those has taken it, or %s is proven dead",
+		l.Value.Holder, l.Value.Coordinators, l.Value.Holder)})
+	return true
 }
 
 func (m *machine) othersCould() bool {
@@ -138,8 +168,8 @@ func (m *machine) othersCould() bool {
 }
 
 // vacantAt is the earliest instant at which the role may be taken as far as
-// this observer knows; ok is false while it must not be.
-func (m *machine) vacantAt() (cluster.Instant, bool) {
+// this observer knows.
+func (m *machine) vacantAt() cluster.Instant {
 	l, t := m.in.Snapshot.Lease, m.c.Timing
 	if (!l.Present || l.Err != nil) && m.s.absentAt.IsZero() {
 		m.s.absentAt = m.in.Now
@@ -147,19 +177,19 @@ func (m *machine) vacantAt() (cluster.Instant, bool) {
 	switch {
 	case !l.Present:
 		m.refuse(cluster.Refusal{Code: cluster.RefuseLeaseAbsent, Detail: "the lease record is missing from the tree; it is made anew " + leaseAbsentWait.String() + " after that was first seen"})
-		return m.s.absentAt.Add(leaseAbsentWait + t.TakerMargin), true
+		return m.s.absentAt.Add(leaseAbsentWait + t.TakerMargin)
 	case l.Err != nil:
 		m.refuse(cluster.Refusal{Code: cluster.RefuseLeaseUnreadable, Detail: fmt.Sprintf("the lease record cannot be read (%v); its holder writes it anew, or else it is made anew %v after that was first seen", l.Err, leaseAbsentWait)})
-		return m.s.absentAt.Add(leaseAbsentWait + t.TakerMargin), true
+		return m.s.absentAt.Add(leaseAbsentWait + t.TakerMargin)
 	}
 	m.s.absentAt = cluster.Never
 	if m.provenDead(l.Value.Holder, l.Value.Incarnation) {
-		return m.in.Snapshot.Nodes[l.Value.Holder].Fence.SeenAt, true
+		return m.in.Snapshot.Nodes[l.Value.Holder].Fence.SeenAt
 	}
 	if l.Value.Released() {
-		return l.SeenAt, true
+		return l.SeenAt
 	}
-	return max(l.SeenAt, m.s.maintained).Add(l.Value.TTL() + t.TakerMargin), true
+	return max(l.SeenAt, m.s.maintained).Add(l.Value.TTL() + t.TakerMargin)
 }
 
 // provenDead reports whether a dead-proof for exactly this start of the node
@@ -172,8 +202,8 @@ func (m *machine) provenDead(n cluster.NodeID, inc cluster.Incarnation) bool {
 // seekVacancy contends when the lease is released or expired as observed. The
 // conflict probe runs during the last M of the wait.
 func (m *machine) seekVacancy() {
-	at, ok := m.vacantAt()
-	if !ok || m.barred(false) {
+	at := m.vacantAt()
+	if m.barred(false) {
 		return
 	}
 	at = at.Add(time.Duration(m.rank()) * rankDelay)
@@ -224,8 +254,8 @@ func (m *machine) contending() {
 	if !m.s.probed { // the probe failed; probeFailed has told why
 		return
 	}
-	at, ok := m.vacantAt()
-	if at = at.Add(time.Duration(m.rank()) * rankDelay); !ok || m.s.stopping {
+	at := m.vacantAt().Add(time.Duration(m.rank()) * rankDelay)
+	if m.s.stopping {
 		m.backToIdle(0)
 		return
 	}
@@ -267,8 +297,7 @@ func (m *machine) probeFailed(problems []string) {
 // lock broken or lost meanwhile makes it fail (failsafe).
 func (m *machine) take() {
 	m.s.Refusals = nil
-	at, ok := m.vacantAt()
-	if !ok || m.in.Now.Before(at) || m.barred(false) || m.s.stopping {
+	if m.in.Now.Before(m.vacantAt()) || m.barred(false) || m.s.stopping {
 		m.backToIdle(0)
 		return
 	}
@@ -287,7 +316,9 @@ func (m *machine) sendTake() {
 	cause := m.cause()
 	m.s.unproven = m.owed(m.inherits(cause))
 	m.s.takeEpoch = epoch
-	lease := cluster.Lease{Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: epoch, TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), Unproven: m.s.unproven}
+	lease := cluster.Lease{Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: epoch, TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), Unproven: m.s.unproven, Coordinators: m.counted()}
+	m.s.naming = lease.Coordinators
+	m.s.takes = takes{sent: true, lost: m.s.takes.lost && m.s.takes.on == snap.Lease.Mzxid, on: snap.Lease.Mzxid}
 	m.s.transition = cluster.Transition{
 		Version: 1, ID: m.c.NewID(epoch), Epoch: epoch, From: old.Holder, To: m.c.Node, ToIncarn: m.c.Incarnation,
 		Cause: cause, State: cluster.TransitionRunning, Phase: cluster.PhaseAddresses, Lock: m.s.lock.Name, Started: m.in.WallMS,
@@ -372,16 +403,18 @@ func (m *machine) lockKey() cluster.Key {
 
 // taken goes on after the take's Multi.
 func (m *machine) taken(r cluster.TxnResult) {
+	m.s.takes.sent = false
 	switch r.Outcome {
 	case cluster.OutcomeOK:
-		m.adopt(m.s.takeEpoch, r.Versions[0], 0, r.SentAt)
+		m.s.takes.lost = false
+		m.adopt(m.s.takeEpoch, r.Versions[0], 0, r.SentAt, m.s.naming)
 		m.s.trVersion, m.s.trKnown = r.Versions[1], true
 		m.s.wishVer = r.Versions[3]
 		m.enter(Taking, stageRaise)
 		m.note(false, "role_taken", "the primary role is this node's", map[string]string{"epoch": fmt.Sprint(m.s.hold.epoch), "cause": string(m.s.transition.Cause)})
 		m.begin()
 	case cluster.OutcomeUnknown:
-		m.s.takeSent = r.SentAt
+		m.s.takeSent, m.s.takes.lost = r.SentAt, true
 		m.s.step = m.emit(Effect{Refresh: true})
 	default:
 		m.backToIdle(0)
@@ -395,7 +428,7 @@ func (m *machine) taken(r cluster.TxnResult) {
 func (m *machine) settleTake() {
 	l := m.in.Snapshot.Lease
 	if l.Present && l.Err == nil && l.Value.HeldBy(m.c.Node, m.c.Incarnation) && l.Value.Epoch == m.s.takeEpoch {
-		m.adopt(m.s.takeEpoch, l.Version, l.Value.N, m.s.takeSent)
+		m.adopt(m.s.takeEpoch, l.Version, l.Value.N, m.s.takeSent, l.Value.Coordinators)
 		m.s.trVersion, m.s.trKnown = m.in.Snapshot.Transition.Version, true
 		m.enter(Taking, stageRaise)
 		m.begin()
@@ -437,7 +470,7 @@ func (m *machine) breakStaleLock() {
 	}
 	age := m.in.Now.Sub(head.SeenAt)
 	due := head.SeenAt.Add(lockBreak)
-	if at, ok := m.vacantAt(); ok && !m.in.Now.Before(at) {
+	if at := m.vacantAt(); !m.in.Now.Before(at) {
 		since := head.SeenAt
 		if m.mayTakeOver(head.Owner.Node) {
 			since = max(since, at)

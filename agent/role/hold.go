@@ -2,6 +2,7 @@ package role
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"pvc.internal/cluster"
@@ -20,7 +21,39 @@ func (m *machine) mine() cluster.Lease {
 	return cluster.Lease{
 		Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: m.s.hold.epoch,
 		TTLMillis: ttl.Milliseconds(), N: m.s.hold.n + 1, Unproven: m.owed(m.s.unproven),
+		Coordinators: m.counted(),
 	}
+}
+
+// counted are the coordinators that a lease of this node's names: those whose
+// promises it would ask for. No other takes it when it merely expires, so that
+// none is added while the lease is not renewed (protocol §4).
+func (m *machine) counted() []cluster.NodeID {
+	if !m.c.Failsafe {
+		return nil
+	}
+	return Coordinators(m.in.Snapshot)
+}
+
+// Coordinators are the nodes that may take the role as far as the snapshot
+// shows, in order, whatever state they are in: one that is away may come back
+// and reach a store that the others do not. A node whose mode cannot be read counts.
+func Coordinators(snap *cluster.Snapshot) []cluster.NodeID {
+	var ids []cluster.NodeID
+	for id, n := range snap.Nodes {
+		if n.Mode.Value != cluster.Hypervisor {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// merge returns all names of the lists, in order, each once.
+func merge(lists ...[]cluster.NodeID) []cluster.NodeID {
+	all := slices.Concat(lists...)
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // free reports whether a lease write may be sent: one at a time, each on the
@@ -40,6 +73,8 @@ func (m *machine) writeLease(p purpose, l cluster.Lease, ops ...cluster.Op) {
 	all = append(all, cluster.Set(leaseKey, m.s.hold.version, l))
 	all = append(all, ops...)
 	m.s.hold.purpose = p
+	m.s.hold.handing = m.s.hold.handing || p == forHandOver
+	m.s.hold.naming = merge(m.s.hold.naming, l.Coordinators)
 	m.s.hold.trOp, m.s.hold.wishOp = opOn(all, cluster.KeyTransition), opOn(all, cluster.KeyPrimaryNode)
 	m.s.hold.write = m.emit(Effect{Commit: &Commit{
 		Txn:     cluster.Txn{Purpose: "role." + p.String(), Ops: all},
@@ -57,10 +92,11 @@ func opOn(ops []cluster.Op, k cluster.KeyKind) int {
 	return 0
 }
 
-// adopt starts a hold at a write of ours that was acknowledged.
-func (m *machine) adopt(e cluster.Epoch, version int32, n uint64, sent cluster.Instant) {
+// adopt starts a hold at a write of ours that was acknowledged, and names the
+// coordinators that stand in it.
+func (m *machine) adopt(e cluster.Epoch, version int32, n uint64, sent cluster.Instant, named []cluster.NodeID) {
 	m.s.hold = hold{
-		epoch: e, version: version, n: n, sent: sent,
+		epoch: e, version: version, n: n, sent: sent, named: named,
 		deadline: sent.Add(m.c.Timing.RoleTTL - m.c.Timing.Grace), // I3: anchored at the send
 		next:     sent.Add(m.c.Timing.RenewInterval),
 	}
@@ -134,11 +170,15 @@ func (m *machine) leaseWritten(r cluster.TxnResult) {
 	p, n := h.purpose, h.n
 	h.write = 0
 	m.answerRide(r)
+	if p == forHandOver && r.Outcome != cluster.OutcomeUnknown {
+		h.handing = false
+	}
 	if !m.s.Mode.Holding() && m.s.Mode != Dropping {
 		return // of a hold that is over; only its rider was still waiting
 	}
 	if r.Outcome == cluster.OutcomeOK {
 		h.version, h.n = r.Versions[0], n+1
+		h.named, h.naming, h.handing = h.naming, nil, false // a chain of versions: what was lost before cannot follow
 		if h.trOp > 0 {
 			m.s.trVersion, m.s.trKnown = r.Versions[h.trOp], true
 		}
@@ -156,6 +196,9 @@ func (m *machine) leaseWritten(r cluster.TxnResult) {
 	default: // not sent, or refused: nothing happened
 		h.retryAt = m.in.Now.Add(renewRetry)
 		h.next = h.retryAt
+	}
+	if r.Outcome == cluster.OutcomeConflict && h.trOp > 0 && r.FailedOp == h.trOp {
+		m.s.trKnown = false // what is seen of the record counts, not what was last written
 	}
 	m.leaseFailed(p, r)
 }
@@ -180,20 +223,25 @@ func (m *machine) acknowledged(p purpose, r cluster.TxnResult) {
 		return // a late renewal; the release goes on from its version
 	}
 	d := r.SentAt.Add(m.c.Timing.RoleTTL - m.c.Timing.Grace)
-	if d.After(h.deadline) || p == forAnchor { // what was seen before the anchor was never a right (I3)
-		h.deadline, h.sent = d, r.SentAt
+	if d.After(h.deadline) || p == forAnchor && h.promised.IsZero() { // what was seen before the anchor was never a right (I3)
+		h.deadline = d
 	}
+	h.sent = max(h.sent, r.SentAt)
 	h.next = r.SentAt.Add(m.c.Timing.RenewInterval)
 	if p != forLinger { // whose long deadline follows; a shorter one must not overtake it
 		m.extend()
 	}
 	switch p {
 	case forAnchor:
-		m.raise()
+		if m.s.stage == stageAnchor {
+			m.begin()
+		}
 	case forAck:
 		m.ackWritten(r)
 	case forStop:
 		m.stopMarked(r)
+	case forStart:
+		m.s.trDue = false
 	case forAbort:
 		m.abortWritten(r)
 	case forDone:
@@ -236,12 +284,13 @@ func (m *machine) settled(r RefreshDone) {
 		// Mine: either my late write, or one that never happened. The next
 		// versioned write settles which.
 		h.version, h.n, h.unsettled, h.next = l.Version, l.Value.N, false, m.in.Now
+		h.named = l.Value.Coordinators
 	case l.Present && l.Err != nil && m.s.Mode.Holding():
 		// Rubbish over my lease: nobody takes an unreadable one for longer than
 		// I may hold mine, so I write it anew on its version.
 		m.noteOnce("lease_repaired", fmt.Sprintf("the lease record was overwritten with something unreadable (%v); %s writes it anew", l.Err, m.c.Node), nil)
 		h.version, h.unsettled, h.next = l.Version, false, m.in.Now
-	case m.s.Mode == Aborting && l.Present && l.Value.Holder == m.s.transition.To && l.Value.Epoch == h.epoch+1:
+	case m.s.Mode == Aborting && l.Present && l.Value.Holder == m.s.transition.To && l.Value.Epoch > h.epoch:
 		h.unsettled = false
 		m.handedOver(cluster.TxnResult{})
 	case m.s.Mode == Dropping:
@@ -286,7 +335,23 @@ func (m *machine) extend() {
 
 func (m *machine) deadline() cluster.RoleDeadline {
 	h := m.s.hold
-	return cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: h.epoch, Deadline: h.deadline, Sent: h.sent}
+	return cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: h.epoch, Deadline: h.deadline, Sent: max(h.sent, h.promised)}
+}
+
+// onExtended moves the deadline to where the promises of all other coordinators
+// carry the role (I1): while they stand nobody takes it, and whoever could take
+// it without having been asked is not named in the lease. A right that has ended
+// does not come back, and none is extended that a write of this node may have
+// given away already.
+func (m *machine) onExtended(e RoleExtended) {
+	h := &m.s.hold
+	switch {
+	case !m.s.Mode.Holding() || e.Epoch != h.epoch || m.s.left || m.s.stage == stageLinger:
+	case h.handing || h.sent.IsZero() || !m.in.Now.Before(h.deadline) || !e.Until.After(h.deadline):
+	default:
+		h.deadline, h.promised = e.Until, e.Sent
+		m.extend()
+	}
 }
 
 // drop ends every effect of the role here, whatever the store says, and
@@ -356,7 +421,7 @@ func (m *machine) release() {
 		return
 	}
 	l := m.mine()
-	l.Holder, l.Incarnation = "", ""
+	l.Holder, l.Incarnation, l.Coordinators = "", "", nil
 	m.writeLease(forRelease, l, m.routerStateOp(cluster.RouterSecondary))
 }
 
@@ -387,6 +452,8 @@ func (p purpose) String() string {
 		return "acknowledge"
 	case forStop:
 		return "stop"
+	case forStart:
+		return "start"
 	case forHandOver:
 		return "hand_over"
 	case forAbort:

@@ -169,7 +169,7 @@ func (m *machine) dropForStop() {
 // linger goes on once the long ttl is acknowledged: only then may the guard's
 // deadline move, counted from that write's send (protocol §4, maintenance).
 func (m *machine) linger(r cluster.TxnResult) {
-	m.s.hold.deadline, m.s.hold.sent = r.SentAt.Add(lingerFor), r.SentAt
+	m.s.hold.deadline, m.s.hold.sent, m.s.hold.promised = r.SentAt.Add(lingerFor), r.SentAt, cluster.Never
 	d := m.deadline()
 	m.s.stage = stageLinger
 	m.s.step = m.emit(Effect{Linger: &d})
@@ -339,8 +339,8 @@ func (m *machine) handOver() {
 	t := m.s.transition
 	t.Phase = cluster.PhaseAddresses
 	lease := cluster.Lease{
-		Version: 1, Holder: t.To, Incarnation: t.ToIncarn, Epoch: m.s.hold.epoch + 1,
-		TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), N: 0,
+		Version: 1, Holder: t.To, Incarnation: t.ToIncarn, Epoch: max(m.s.hold.epoch+1, sane(t.NextEpoch)),
+		TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), N: 0, Coordinators: m.counted(),
 	}
 	m.writeLease(forHandOver, lease,
 		cluster.Set(transitionKey, m.s.trVersion, t),

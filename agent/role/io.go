@@ -93,8 +93,21 @@ type Event struct {
 	GuardState *cluster.GuardState
 	// ServiceExited says that a primary-only service ended by itself.
 	ServiceExited *cluster.GuardEvent
-	Stop          bool // the daemon shuts down: give the role up
-	Suspended     bool // BOOTTIME has jumped against MONOTONIC: this host slept
+	// RoleExtended says that the held role may go on by the others' word.
+	RoleExtended *RoleExtended
+	// NodeEnded says why this node's own right to protected work is over; empty:
+	// it is not.
+	NodeEnded string
+	Stop      bool // the daemon shuts down: give the role up
+	Suspended bool // BOOTTIME has jumped against MONOTONIC: this host slept
+}
+
+// RoleExtended says that every other coordinator has promised not to take the
+// role, nor to act on a take under way (protocol §4, store outage).
+type RoleExtended struct {
+	Epoch cluster.Epoch
+	Until cluster.Instant // send instant of the question + shortest promise − G
+	Sent  cluster.Instant // of the question
 }
 
 // CommitDone is the result of a Commit.
@@ -128,6 +141,7 @@ type StepDone struct {
 type PreflightDone struct {
 	ID       ID
 	Problems []string
+	MaxEpoch cluster.Epoch // the largest that the guard has seen; 0: it did not say
 }
 
 // KeepaliveDue offers the keepalive's operations, to be sent alone or, where
@@ -151,5 +165,14 @@ type Input struct {
 	Now      cluster.Instant
 	WallMS   int64 // unix milliseconds, for records that people read
 	Snapshot *cluster.Snapshot
+	Promise  Promise
 	Event    Event
+}
+
+// Promise binds this node (protocol §4, store outage): until its end it neither
+// takes the role nor acts on a take under way. The zero value binds nothing. It
+// is read at the effect: before a take's Multi and again before phase D (I1).
+type Promise struct {
+	Until cluster.Instant
+	Why   cluster.Refusal // shown to operators
 }

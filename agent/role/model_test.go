@@ -70,6 +70,8 @@ type modelNode struct {
 	wakeSeq   int
 	guard     modelGuard
 	unhealthy bool
+	spins     int // steps in a row that asked for nothing but another one at once
+	outage    modelOutage
 }
 
 type modelGuard struct {
@@ -97,6 +99,7 @@ type world struct {
 	recorded    map[string]int    // notes for the history, by kind
 	log         []string
 	services    []cluster.ServiceSpec
+	failsafe    modelFailsafe
 	lastBegin   cluster.Epoch
 	beganBy     cluster.NodeID
 	failed      string
@@ -246,7 +249,7 @@ func (n *modelNode) snapshot() *cluster.Snapshot {
 // publish brings the store's change to every node that is connected.
 func (w *world) publish() {
 	for _, n := range w.nodes {
-		n, start := n, n.start
+		start := n.start
 		w.after(w.latency(), func() {
 			if n.start == start && n.up && !n.cut {
 				n.snap = n.snapshot()
@@ -296,6 +299,7 @@ func (n *modelNode) boot() {
 	n.up, n.queue, n.wakeSeq = true, nil, n.wakeSeq+1
 	n.inc = cluster.Incarnation(fmt.Sprintf("%s.%d", n.id, n.start))
 	n.state, n.seen, n.snap = State{}, map[string]cluster.Instant{}, &cluster.Snapshot{}
+	n.outage = modelOutage{started: w.now, asked: n.outage.asked}
 	old := n.session
 	n.session = int64(w.rng.IntN(1 << 40))
 	w.store.zxid++
@@ -331,6 +335,7 @@ func (n *modelNode) powerLoss() {
 func (n *modelNode) config() Config {
 	return Config{
 		Node: n.id, Mode: cluster.Coordinator, Incarnation: n.inc, Timing: n.w.timing, Services: n.w.services, DeadProof: n.w.deadProof,
+		Failsafe: n.w.failsafe.on && n.w.failsafe.breaks != countsNobody,
 		NewID: func(e cluster.Epoch) string {
 			return fmt.Sprintf("%s-%d-%d", n.id, e, n.w.rng.IntN(1<<30))
 		},
@@ -347,7 +352,7 @@ func (n *modelNode) step(e Event) {
 		return
 	}
 	before := n.state.Mode
-	state, out := Step(n.config(), n.state, Input{Now: w.now, Snapshot: n.snap, Event: e})
+	state, out := Step(n.config(), n.state, Input{Now: w.now, Snapshot: n.snap, Promise: n.promise(), Event: e})
 	n.state = state
 	if state.Ended() {
 		n.kill() // an orderly end: the session is closed, nothing is left
@@ -362,11 +367,18 @@ func (n *modelNode) step(e Event) {
 	for _, effect := range out.Effects {
 		n.do(effect)
 	}
+	n.spins++
+	if len(out.Effects) > 0 || before != state.Mode || out.Wake == cluster.Never || out.Wake > w.now || e != (Event{}) {
+		n.spins = 0
+	}
+	if n.spins > 20 {
+		w.fail("%s (%s, stage %d) asks for step after step at once and does nothing", n.id, state.Mode, state.stage)
+	}
 	n.wakeSeq++
 	mine, start := n.wakeSeq, n.start
 	delay := w.timing.KeepaliveInterval / 2
-	if out.Wake != cluster.Never {
-		delay = min(delay, max(out.Wake.Sub(w.now), 0)+time.Microsecond)
+	if wake := cluster.Earliest(out.Wake, n.askOthers()); wake != cluster.Never {
+		delay = min(delay, max(wake.Sub(w.now), 0)+time.Microsecond)
 	}
 	w.after(delay, func() {
 		if n.wakeSeq == mine && n.start == start {
@@ -756,7 +768,7 @@ func (w *world) report(seed uint64) {
 
 // settleDown heals everything and demands that the cluster converges by itself (I7).
 func (w *world) settleDown() {
-	w.lossy, w.maintenance = false, false
+	w.lossy, w.maintenance, w.failsafe.parted = false, false, nil
 	for _, n := range w.nodes {
 		n.cut, n.unhealthy = false, false
 		if !n.up {

@@ -22,8 +22,9 @@ func (m *machine) resuming() {
 	m.s.takeEpoch = max(old.Epoch, m.s.epochSeen) + 1
 	m.s.resumeTTL, m.s.unproven = old.TTL(), old.Unproven
 	lease := cluster.Lease{Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: m.s.takeEpoch,
-		Unproven:  old.Unproven,
+		Unproven: old.Unproven, Coordinators: m.counted(),
 		TTLMillis: max(old.TTLMillis, m.c.Timing.RoleTTL.Milliseconds())} // adopt counts on no less than this (I1)
+	m.s.naming = lease.Coordinators
 	ops := []cluster.Op{cluster.Set(leaseKey, snap.Lease.Version, lease)}
 	m.s.transition = cluster.Transition{}
 	if t := snap.Transition.Value; snap.Transition.Present && t.Running() && (t.From == m.c.Node || t.To == m.c.Node) {
@@ -43,12 +44,14 @@ func (m *machine) resuming() {
 func (m *machine) resumed(r cluster.TxnResult) {
 	switch r.Outcome {
 	case cluster.OutcomeOK:
-		m.adoptResumed(r.Versions[0], 0, r.SentAt)
+		m.adoptResumed(r.Versions[0], 0, r.SentAt, m.s.naming)
 		if len(r.Versions) > 1 {
 			m.s.trVersion, m.s.trKnown = r.Versions[1], true
 		}
 	case cluster.OutcomeUnknown, cluster.OutcomeConflict:
-		m.s.takeSent = r.SentAt
+		if m.s.sentFor != m.s.takeEpoch { // of several tries at one epoch the first may be the one that happened (I3)
+			m.s.takeSent, m.s.sentFor = r.SentAt, m.s.takeEpoch
+		}
 		m.s.step = m.emit(Effect{Refresh: true})
 	default:
 		m.s.retryAt = m.in.Now.Add(renewRetry)
@@ -59,7 +62,7 @@ func (m *machine) resumed(r cluster.TxnResult) {
 func (m *machine) settleResume() {
 	l := m.in.Snapshot.Lease
 	if l.Present && l.Err == nil && l.Value.HeldBy(m.c.Node, m.c.Incarnation) && l.Value.Epoch == m.s.takeEpoch {
-		m.adoptResumed(l.Version, l.Value.N, m.s.takeSent)
+		m.adoptResumed(l.Version, l.Value.N, m.s.takeSent, l.Value.Coordinators)
 		m.s.trVersion, m.s.trKnown = m.in.Snapshot.Transition.Version, true
 		return
 	}
@@ -69,11 +72,12 @@ func (m *machine) settleResume() {
 
 // adoptResumed goes on as the holder: guard, addresses and services are taken
 // over as they are. A hand-over from here that was under way is judged anew
-// once Primary; one to here goes on.
-func (m *machine) adoptResumed(version int32, n uint64, sent cluster.Instant) {
+// once Primary; one to here goes on. It needs no leave: what an earlier start of
+// this node has promised, it promised as somebody who did not hold the role.
+func (m *machine) adoptResumed(version int32, n uint64, sent cluster.Instant, named []cluster.NodeID) {
 	from := m.s.transition.From == m.c.Node
-	m.adopt(m.s.takeEpoch, version, n, sent)
-	m.s.hold.ttl = m.s.resumeTTL
+	m.adopt(m.s.takeEpoch, version, n, sent, named)
+	m.s.hold.ttl, m.s.hold.resumed = m.s.resumeTTL, true
 	if from {
 		m.s.transition = cluster.Transition{}
 	}

@@ -99,6 +99,7 @@ func (w *world) command(words []string) {
 			w.services = []cluster.ServiceSpec{{Name: "hook", StartTimeout: time.Second, StopTimeout: time.Second}}
 		}
 		w.deadProof = arg(2) == "deadproof"
+		w.failsafe.on = arg(2) == "failsafe"
 		for i := range count {
 			w.nodes = append(w.nodes, &modelNode{id: cluster.NodeID(fmt.Sprintf("hv%d", i+1)), w: w})
 		}
@@ -141,6 +142,12 @@ func (w *world) command(words []string) {
 		w.publish()
 	case "stall":
 		w.store.stall = w.now.Add(w.duration(arg(1)))
+	case "part":
+		w.part(w.node(arg(1)), w.node(arg(2)), true)
+	case "join":
+		w.join()
+	case "node-ended":
+		w.node(arg(1)).step(Event{NodeEnded: "no keepalive was acknowledged"})
 	case "lose-reply":
 		w.loseReply[arg(1)] = arg(2)
 	case "crash-at":

@@ -48,7 +48,10 @@ type Config struct {
 	Services    []cluster.ServiceSpec
 	Yield       bool // on_start_failure: yield
 	DeadProof   bool // require_dead_proof: addresses wait for the old holder's dead-proof
-	NewID       func(epoch cluster.Epoch) string
+	// Failsafe: the lease names the coordinators, so that the role may be
+	// extended by their promises.
+	Failsafe bool
+	NewID    func(epoch cluster.Epoch) string
 }
 
 // hold is the lease as far as it is this node's.
@@ -57,7 +60,8 @@ type hold struct {
 	epoch     cluster.Epoch
 	version   int32 // znode version of my last known write
 	n         uint64
-	deadline  cluster.Instant // send of the last acknowledged renewal + L − G (I3)
+	deadline  cluster.Instant // send of the last acknowledged renewal + L − G, or what promises have moved it to (I3)
+	promised  cluster.Instant // send of the question whose promises have moved the deadline; Never: none
 	next      cluster.Instant // when the next renewal is due
 	retryAt   cluster.Instant // no lease write before this: the last one could not be sent
 	write     ID              // lease write in flight; at most one, so versions are a chain
@@ -66,16 +70,29 @@ type hold struct {
 	wishOp    int    // and of that on primary_node
 	riding    uint64 // keepalive that rides in the write in flight
 	ride      []cluster.Op
-	settle    ID            // refresh that settles an unknown or conflicting write
-	unsettled bool          // my version may be stale: read before the next write
-	raised    bool          // the guard has begun the role at this epoch
-	ttl       time.Duration // a predecessor\'s longer ttl, kept until the guard has the shorter deadline
+	settle    ID   // refresh that settles an unknown or conflicting write
+	unsettled bool // my version may be stale: read before the next write
+	raised    bool // the guard has begun the role at this epoch
+	resumed   bool // of an earlier start of this node: no promise stands against it
+	handing   bool // a write of mine may still hand the role over
+	// named are the coordinators that the newest lease write known to be in the
+	// store names, naming those of the writes that may follow it. Neither is edited.
+	named, naming []cluster.NodeID
+	ttl           time.Duration // a predecessor\'s longer ttl, kept until the guard has the shorter deadline
 }
 
 // top is the newest write of a record that was seen.
 type top struct {
 	mzxid   int64
 	version int32
+}
+
+// takes are this node's takes whose end is not known: their Multi is under way,
+// or its reply was lost and it may still be carried out.
+type takes struct {
+	sent bool
+	lost bool
+	on   int64 // Mzxid of the lease that the newest one rests on; 0: there was none
 }
 
 // told is a record of the history that is not repeated while it stays true.
@@ -92,6 +109,7 @@ const (
 	forAnchor           // D: the candidate's first own renewal
 	forAck              // A acknowledged
 	forStop             // B recorded
+	forStart            // E recorded
 	forHandOver         // C
 	forAbort
 	forDone // F
@@ -130,6 +148,9 @@ type State struct {
 	wishVer     int32 // primary_node's version after my own last write of it
 	takeEpoch   cluster.Epoch
 	takeSent    cluster.Instant
+	sentFor     cluster.Epoch // the epoch of the tries that takeSent is the first of
+	takes       takes
+	naming      []cluster.NodeID // the coordinators that the take or resume under way names
 	resumeTTL   time.Duration
 	lastHolder  cluster.NodeID // the latest holder seen, also after it has released the lease
 	warm        ID             // keepalive commit in flight, sent alone
@@ -138,8 +159,7 @@ type State struct {
 	stopBy      cluster.Instant    // shutdown: when waiting for a successor ends
 	unproven    []cluster.Unproven // as in the lease this node took or resumed
 	svcExited   string             // a service ended by itself, not yet answered
-	svcSince    cluster.Instant
-	fixAfter    cluster.Instant // no correction of the routerstate before
+	fixAfter    cluster.Instant    // no correction of the routerstate before
 	brokenAt    cluster.Instant
 	keepaliveAt cluster.Instant // when the last keepalive was due
 	guardFaults []string        // never edited
@@ -151,7 +171,10 @@ type State struct {
 	returning   bool            // Taking's stages bring back what an aborted hand-over took down
 	why         string          // of the abort under way
 	readyAt     cluster.Instant // candidate: last stamp sent; holder: last change seen
+	readySent   cluster.Instant // candidate: send of the last acknowledged stamp of this hand-over, or Never
 	readySeen   uint64
+	trDue       bool            // E is still to be recorded
+	raisedTo    cluster.Instant // the deadline that the last raise was sent with
 	timer       cluster.Instant // the stage's deadline
 	stageBegan  cluster.Instant
 	probe       ID // conflict probe running beside the wait for expiry
@@ -204,6 +227,7 @@ const (
 	stageProof           // taken over, but waiting for the old holder\'s dead-proof
 	stageLastStop        // shutdown without a candidate: services stop in order before the end
 	stageLinger          // shutdown in maintenance: the guard takes the long deadline
+	stagePromise         // the lease is this node's, but a promise of its own stands
 )
 
 // Holds returns the epoch held and the instant at which all effects end, if
@@ -211,6 +235,40 @@ const (
 func (s State) Holds() (cluster.Epoch, cluster.Instant, bool) {
 	return s.hold.epoch, s.hold.deadline, s.Mode.Holding()
 }
+
+// Right is the held role as the failsafe sees it (protocol §4, store outage).
+type Right struct {
+	Epoch cluster.Epoch
+	Sent  cluster.Instant // of the newest acknowledged write that carries the role
+	// Handing: a write of this node may still hand the role over.
+	Handing bool
+	// Coordinators are all that could take the role should it not be renewed: those
+	// that any write of this node's which may stand in the store names, and those
+	// seen now. Empty: not known to the store, nobody can be asked.
+	Coordinators []cluster.NodeID
+}
+
+// Right returns the held role; false where none is held, or where it is left to
+// the guard.
+func (s State) Right(snap *cluster.Snapshot) (Right, bool) {
+	h := s.hold
+	if !s.Mode.Holding() || s.left || s.stage == stageLinger || h.sent.IsZero() {
+		return Right{}, false
+	}
+	r := Right{Epoch: h.epoch, Sent: h.sent, Handing: h.handing}
+	if len(h.named) > 0 {
+		r.Coordinators = merge(h.named, h.naming, Coordinators(snap))
+	}
+	return r, true
+}
+
+// Busy reports whether the role's effects are, or are about to be, here: the
+// node's own right is in use. Not so once they are left to the guard.
+func (s State) Busy() bool { return s.Mode.Holding() && !s.left && s.stage != stageLinger }
+
+// TakeUnresolved reports whether a write of this node may still make it the
+// holder: from the instant at which the take is asked for until its end is known.
+func (s State) TakeUnresolved() bool { return s.takes.sent || s.takes.lost }
 
 // GuardFaults are what the guard complained of when it was last asked.
 func (s State) GuardFaults() []string { return s.guardFaults }

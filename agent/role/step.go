@@ -100,9 +100,16 @@ func (m *machine) event() {
 		m.onGuardState(*e.GuardState)
 	case e.ServiceExited != nil:
 		m.onServiceExited(*e.ServiceExited)
+	case e.RoleExtended != nil:
+		m.onExtended(*e.RoleExtended)
+	case e.NodeEnded != "":
+		if m.s.Mode.Holding() {
+			m.drop(e.NodeEnded, true)
+		}
 	case e.Stop:
 		m.s.stopping = true
 	case e.Suspended:
+		m.s.readySent = cluster.Never // nothing of before a sleep gives a right
 		if m.s.Mode.Holding() {
 			m.drop("this host was suspended", true)
 		}
@@ -119,6 +126,9 @@ func (m *machine) level() {
 	if l := m.in.Snapshot.Lease; l.Present && l.Err == nil && !l.Value.Released() {
 		m.s.lastHolder = l.Value.Holder
 		m.s.epochSeen = max(m.s.epochSeen, l.Value.Epoch) // also for a record that is lost or damaged later (I2)
+	}
+	if l := m.in.Snapshot.Lease; l.Present && l.Mzxid > m.s.takes.on {
+		m.s.takes.lost = false // the lease has moved on: a take that rests on what it was fails, or it is what was seen
 	}
 	if m.s.Mode.Holding() {
 		m.relinked()
@@ -158,6 +168,7 @@ func (m *machine) onRegistered(r Registered) {
 }
 
 func (m *machine) onPreflight(p PreflightDone) {
+	m.s.epochSeen = max(m.s.epochSeen, sane(p.MaxEpoch))
 	if p.ID == 0 { // the warm one of each tick, without the conflict probe
 		m.s.fitKnown, m.s.fit = true, len(p.Problems) == 0
 		m.s.Problems = p.Problems
@@ -196,11 +207,29 @@ func (m *machine) followRecords() {
 	if m.s.wishTop.anew(wish.Present, wish.Mzxid, wish.Version) {
 		m.s.wishVer = 0
 	}
-	if m.s.trTop.anew(tr.Present, tr.Mzxid, tr.Version) && m.s.Mode != Candidate {
-		m.s.trVersion, m.s.trKnown = 0, false
+	if m.s.trTop.anew(tr.Present, tr.Mzxid, tr.Version) {
+		m.recordAnew(tr)
 	}
 	m.s.wishTop.follow(wish.Present, wish.Mzxid, wish.Version)
 	m.s.trTop.follow(tr.Present, tr.Mzxid, tr.Version)
+}
+
+// recordAnew forgets the version of a transition record that somebody has
+// deleted and made anew. A candidate goes on with it if it is the same
+// hand-over's; nothing that was written on the old one anchors a right.
+func (m *machine) recordAnew(tr cluster.Versioned[cluster.Transition]) {
+	m.s.readySent = cluster.Never
+	if m.s.Mode != Candidate {
+		m.s.trVersion, m.s.trKnown = 0, false
+		return
+	}
+	switch m.s.stage {
+	case stageNone, stageLock, stageFresh, stageRecord: // it rests on nothing yet
+		return
+	}
+	if tr.Present {
+		m.s.trVersion = tr.Version // of another hand-over, or one that has ended: over() sees it
+	}
 }
 
 // anew reports whether a later write has a smaller version.
@@ -295,7 +324,9 @@ func (m *machine) fresh(r RefreshDone) {
 	}
 	switch {
 	case m.s.Mode == Contending && m.s.stage == stageFresh:
-		m.take()
+		if m.s.transition.ID == "" || !m.handed() { // the last holder may have handed over before it fell silent
+			m.take()
+		}
 	case m.s.Mode == Contending && m.s.stage == stageTake:
 		m.settleTake()
 	case m.s.Mode == Candidate && m.s.stage == stageFresh:
@@ -331,16 +362,16 @@ func (m *machine) onStep(d StepDone) {
 
 // onCommit takes the result of a Multi in.
 func (m *machine) onCommit(d CommitDone) {
-	switch {
-	case d.ID == 0:
-	case d.ID == m.s.warm:
+	switch d.ID {
+	case 0:
+	case m.s.warm:
 		m.s.warm = 0
 		m.emit(Effect{Keepalive: &KeepaliveResult{ID: m.s.warmID, Result: d.Result}})
-	case d.ID == m.s.hold.write:
+	case m.s.hold.write:
 		m.leaseWritten(d.Result)
-	case d.ID == m.s.fixing:
+	case m.s.fixing:
 		m.s.fixing = 0
-	case d.ID == m.s.step:
+	case m.s.step:
 		m.s.step = 0
 		m.procedureWritten(d.Result)
 	}
@@ -411,5 +442,6 @@ func (m *machine) refuse(r cluster.Refusal) {
 	}
 	refusals := make([]cluster.Refusal, len(m.s.Refusals), len(m.s.Refusals)+1)
 	copy(refusals, m.s.Refusals)
-	m.s.Refusals = append(refusals, r)
+	refusals = append(refusals, r)
+	m.s.Refusals = refusals
 }

@@ -1,6 +1,7 @@
 package role
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -12,17 +13,37 @@ import (
 // the gate. Only an acknowledged lease write leads here.
 func (m *machine) raise() {
 	m.s.stage, m.s.stageBegan = stageRaise, m.in.Now
+	m.s.raisedTo = m.s.hold.deadline
 	m.s.step = m.emit(Effect{Raise: &Raise{Deadline: m.deadline()}})
 }
 
-// begin goes on to phase D after a failover or a resume, at once or, where
-// require_dead_proof is set, when every lost holder is proven dead.
-func (m *machine) begin() {
-	if len(m.owed(m.s.unproven)) > 0 {
-		m.s.stage, m.s.step = stageProof, 0
-		return
+// raiseAgain answers a raise for which the guard had too little time left: the
+// renewal that was sent beside it, or has come in meanwhile, gives it more.
+func (m *machine) raiseAgain() bool {
+	h := m.s.hold
+	switch {
+	case h.deadline.After(m.s.raisedTo):
+		m.raise()
+	case h.write != 0 && h.purpose == forAnchor:
+		m.s.stage = stageAnchor
+	default:
+		return false
 	}
-	m.raise()
+	return true
+}
+
+// begin goes on to phase D, at once or when nothing of this node's own word
+// stands against it any more (I1) and, where require_dead_proof is set, every
+// lost holder is proven dead.
+func (m *machine) begin() {
+	switch {
+	case !m.s.hold.resumed && m.bound():
+		m.s.stage, m.s.step = stagePromise, 0
+	case len(m.owed(m.s.unproven)) > 0:
+		m.s.stage, m.s.step = stageProof, 0
+	default:
+		m.raise()
+	}
 }
 
 // owed are those of the list whose end is not settled yet. Settled it is by a
@@ -53,6 +74,9 @@ func bootOf(i cluster.Incarnation) string {
 // raised goes on when the addresses are in the kernel, or gives the role to
 // somebody who can.
 func (m *machine) raised(d StepDone) {
+	if errors.Is(d.Err, cluster.ErrDeadline) && m.raiseAgain() {
+		return
+	}
 	if d.Err != nil {
 		m.transitionError(fmt.Sprintf("addresses on %s: %v", m.c.Node, d.Err))
 		m.s.penalty = true
@@ -72,6 +96,21 @@ func (m *machine) startServices() {
 		return
 	}
 	m.s.step = m.emit(Effect{Start: &Services{Epoch: m.s.hold.epoch, Timeout: m.startTimeout()}})
+	m.s.trDue = m.s.transition.Running() && !m.s.returning
+}
+
+// markStart records E beside the start of the services: whoever watches a slow
+// one sees what the hand-over waits for.
+func (m *machine) markStart() {
+	if !m.s.trDue || !m.free() || m.renewalFirst() {
+		return
+	}
+	if !m.refreshTransition() {
+		m.s.trDue = false // another hand-over's record by now
+		return
+	}
+	m.s.transition.Phase = cluster.PhaseStart
+	m.writeLease(forStart, m.mine(), cluster.Set(transitionKey, m.s.trVersion, m.s.transition))
 }
 
 func (m *machine) startTimeout() time.Duration {
@@ -128,9 +167,24 @@ func (m *machine) taking() {
 		m.finish()
 	case stageAnchor:
 		m.anchor()
+	case stageStart:
+		m.markStart()
 	case stageProof:
 		m.awaitProof()
+	case stagePromise:
+		m.awaitPromise()
 	}
+}
+
+// awaitPromise holds the role without its effects while a promise of this
+// node's own stands; it is over within L + M. A shutdown ends the wait.
+func (m *machine) awaitPromise() {
+	if m.s.stopping {
+		m.drop("this daemon stops while a promise of its own keeps it from acting", true)
+		return
+	}
+	m.s.Refusals = nil
+	m.begin()
 }
 
 // awaitProof holds the role without its effects until nobody is unproven. A
@@ -150,7 +204,7 @@ func (m *machine) awaitProof() {
 
 // finish writes F: the record is done and watchers see `primary`.
 func (m *machine) finish() {
-	if !m.free() {
+	if !m.free() || m.renewalFirst() {
 		return
 	}
 	ops := []cluster.Op{m.routerStateOp(cluster.RouterPrimary)}
@@ -160,6 +214,12 @@ func (m *machine) finish() {
 		ops = append(ops, cluster.Set(transitionKey, m.s.trVersion, t))
 	}
 	m.writeLease(forDone, m.mine(), ops...)
+}
+
+// renewalFirst reports that a renewal is due: what only tells of the role waits
+// for it, so that a record that keeps conflicting never costs the role itself (I7).
+func (m *machine) renewalFirst() bool {
+	return !m.s.hold.next.IsZero() && !m.in.Now.Before(m.s.hold.next)
 }
 
 // refreshTransition brings the record's version up to date with what was

@@ -68,7 +68,7 @@ func TestStopCancelsWithItsCauseAndWaits(t *testing.T) {
 		if !c.killed.IsZero() {
 			t.Fatal("a child that ended within the grace was killed")
 		}
-		if err := r.Err(); !errors.Is(err, errQuorum) || context.Cause(r.Context()) != errQuorum {
+		if err := r.Err(); !errors.Is(err, errQuorum) || !errors.Is(context.Cause(r.Context()), errQuorum) {
 			t.Fatalf("cause %v", err)
 		}
 	})
@@ -119,7 +119,7 @@ func TestStragglersAreNamedWithTheirStacks(t *testing.T) {
 		}
 		close(release)
 		close(stuck.done)
-		if err := r.Stop(t.Context(), errors.New("again"), ladder); err != nil || context.Cause(r.Context()) != errQuorum {
+		if err := r.Stop(t.Context(), errors.New("again"), ladder); err != nil || !errors.Is(context.Cause(r.Context()), errQuorum) {
 			t.Fatalf("second stop: %v, cause %v", err, context.Cause(r.Context()))
 		}
 	})

@@ -261,34 +261,24 @@ func (t *terminal) explanation(e api.Explanation) {
 			t.say("           → %s", r.Remedy)
 		}
 	}
+	for _, a := range e.Checks {
+		text := a.Answer
+		if a.Code != "" {
+			text += fmt.Sprintf(": [%s] %s", a.Code, a.Detail)
+		}
+		t.say("  check    %s: %s", a.Name, text)
+	}
+	for _, p := range e.Proofs {
+		state := " missing"
+		switch {
+		case p.Given:
+			state = " given"
+		case p.Detail == api.ProofNotNeeded:
+			state = ""
+		}
+		t.say("  proof    %s%s: %s", p.Proof, state, p.Detail)
+	}
 	for _, line := range e.Missing {
 		t.say("  missing  %s", line)
 	}
-}
-
-func (t *terminal) fenceCommand() *cli.Command {
-	list := func(c *cli.Context) error {
-		if _, err := names(c); err != nil {
-			return err
-		}
-		ask, err := client(c)
-		if err != nil {
-			return err
-		}
-		fences, err := ask.Fences(c.Context)
-		if err != nil {
-			return err
-		}
-		return t.show(c, fences, func() {
-			paint := t.painter()
-			g := t.grid("node", "stage", "proof", "since", "by", "tries", "reason")
-			for _, f := range fences {
-				g.AppendRow(table.Row{f.Node, paint.state(string(f.Stage)), f.Proof, clockTime(f.StartedMS), f.By, f.Tries, f.Reason})
-			}
-			g.Render()
-		})
-	}
-	return &cli.Command{Name: "fence", Usage: "fencing", Subcommands: []*cli.Command{
-		{Name: "list", Usage: "list fence records", Action: list},
-	}}
 }

@@ -33,9 +33,7 @@ func sandboxCommand() *cli.Command {
 				Flags: sandboxNameFlags(), Action: sandboxFault, Description: faultList()},
 			{Name: "demo", Usage: "run the whole fault script and print what the client saw", Flags: demoFlags(), Action: sandboxDemo, Description: faultList()},
 			benchCommand(),
-			{Name: "chaos", Usage: "run faults at random for a long time", Flags: append(demoFlags(),
-				&cli.DurationFlag{Name: "for", Usage: "how `LONG`", Value: 30 * time.Minute},
-				&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of the order (default: a new one, which is printed)"}), Action: sandboxDemo},
+			{Name: "chaos", Usage: "run troubles at random that overlap, and check what came of them", Flags: chaosFlags(), Action: sandboxChaos},
 			{Name: "down", Usage: "end the running cluster", Flags: sandboxNameFlags(), Action: sandboxDown},
 			{Name: "supervise", Hidden: true, Flags: up, Action: sandboxSupervise},
 		},
@@ -76,7 +74,54 @@ func sandboxFlags() []cli.Flag {
 func demoFlags() []cli.Flag {
 	return append(sandboxFlags(),
 		&cli.StringFlag{Name: "faults", Usage: "only these `NAMES`, separated by commas"},
+		&cli.IntFlag{Name: "rounds", Usage: "go through them `N` times", Value: 1},
+		&cli.DurationFlag{Name: "for", Usage: "draw faults at random for so `LONG`, one after the other"},
+		&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of what is drawn (default: a new one, which is printed)"},
 		&cli.BoolFlag{Name: "keep", Usage: "leave the cluster up afterwards"})
+}
+
+func chaosFlags() []cli.Flag {
+	return append(sandboxFlags(),
+		&cli.IntFlag{Name: "minutes", Usage: "for `M` minutes; a bout that has begun is finished", Value: 20},
+		&cli.Uint64Flag{Name: "seed", Usage: "`SEED` of what is drawn (default: a new one, which is printed)"},
+		&cli.IntFlag{Name: "bout", Usage: "only the bout of this `NUMBER`, as a failed run names it"},
+		&cli.IntFlag{Name: "moves", Usage: "only the first `N` moves of that bout"},
+		&cli.StringFlag{Name: "troubles", Usage: "only these `NAMES`, separated by commas"})
+}
+
+// sandboxChaos runs chaos on a cluster of its own.
+func sandboxChaos(c *cli.Context) error {
+	f, err := format(c)
+	if err != nil {
+		return err
+	}
+	r := sandbox.ChaosRequest{Seed: c.Uint64("seed"), Lasting: time.Duration(c.Int("minutes")) * time.Minute, Bout: c.Int("bout"), Moves: c.Int("moves")}
+	if names := c.String("troubles"); names != "" {
+		r.Troubles = strings.Split(names, ",")
+	}
+	if r.Seed == 0 {
+		r.Seed = rand.Uint64()
+	}
+	o := sandboxOptions(c)
+	if err := errors.Join(r.Validate(), o.Validate()); err != nil {
+		return usageError{err.Error()}
+	}
+	if err := sweepKilled(o); err != nil {
+		return err
+	}
+	lines := c.App.Writer
+	if f != formatTable {
+		lines = c.App.ErrWriter
+	}
+	rep, err := sandbox.RunChaos(c.Context, o, r, lines)
+	if rep.Bouts == 0 && err != nil {
+		return err
+	}
+	t := &terminal{out: c.App.Writer, err: c.App.ErrWriter}
+	if shown := t.show(c, rep, func() { fmt.Fprint(t.out, rep.Text()) }); shown != nil {
+		return shown
+	}
+	return rep.Err()
 }
 
 func faultList() string {
@@ -142,6 +187,7 @@ func startSupervisor(ctx context.Context, o sandbox.Options, wait bool) error {
 		return fmt.Errorf("open the sandbox's log: %w", err)
 	}
 	defer log.Close()
+	//nolint:noctx // it outlives this command
 	cmd := exec.Command(exe, "sandbox", "supervise", "--name", o.Name, "--dir", o.Dir, "--bin", o.BinDir,
 		"--coordinators", fmt.Sprint(o.Coordinators), "--hypervisors", fmt.Sprint(o.Hypervisors),
 		"--profile", o.Profile, "--listen", o.APIListen, fmt.Sprintf("--no-hooks=%v", o.NoHooks), fmt.Sprintf("--keep-files=%v", o.KeepFiles), fmt.Sprintf("--wait=%v", wait))
@@ -253,9 +299,9 @@ func sandboxFault(c *cli.Context) error {
 	})
 }
 
-// scriptRequest is what the flags of demo or chaos ask for.
+// scriptRequest is what the demo's flags ask for.
 func scriptRequest(c *cli.Context) sandbox.ScriptRequest {
-	r := sandbox.ScriptRequest{Lasting: c.Duration("for"), Seed: c.Uint64("seed")}
+	r := sandbox.ScriptRequest{Lasting: c.Duration("for"), Seed: c.Uint64("seed"), Rounds: c.Int("rounds")}
 	if f := c.String("faults"); f != "" {
 		r.Faults = strings.Split(f, ",")
 	}

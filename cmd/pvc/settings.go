@@ -17,7 +17,8 @@ func (t *terminal) settingsCommand() *cli.Command {
 			&cli.StringFlag{Name: "timeout", Usage: "`SECONDS` of silence before a node is fenced, 1 to 3600"},
 			&cli.StringFlag{Name: "max-count", Usage: "`HOW MANY` automatic failovers until the count is reset, 1 to 100"},
 			&cli.BoolFlag{Name: "reset-count", Usage: "give the automatic failover its whole budget back"},
-			&cli.BoolFlag{Name: "check", Usage: "only have the values checked; nothing is changed"}}},
+			&cli.BoolFlag{Name: "check", Usage: "only have the values checked; nothing is changed"}},
+			Subcommands: []*cli.Command{{Name: "reset", Usage: "give the automatic failover its whole budget back", Action: t.resetFailoverCount}}},
 	}}
 }
 
@@ -55,6 +56,26 @@ func (t *terminal) autoFailover(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
+	}
+	return t.show(c, a, func() { t.say("%s", a.Message) })
+}
+
+func (t *terminal) resetFailoverCount(c *cli.Context) error {
+	if _, err := names(c); err != nil {
+		return err
+	}
+	for _, flag := range []string{"enabled", "timeout", "max-count", "reset-count", "check"} {
+		if c.IsSet(flag) {
+			return usagef("`pvc settings autofailover reset` goes without --%s: change the settings first, then reset the count", flag)
+		}
+	}
+	ask, err := client(c)
+	if err != nil {
+		return err
+	}
+	a, err := ask.ResetFailoverCount(c.Context)
+	if err != nil {
+		return err
 	}
 	return t.show(c, a, func() { t.say("%s", a.Message) })
 }

@@ -187,13 +187,12 @@ func (p *parts) run(ctx context.Context) error {
 	defer endSession()
 	serveCtx, endServing := context.WithCancelCause(ctx)
 	defer endServing(nil)
-	session := make(chan error, 1)
+	session := make(chan struct{})
 	go func() {
-		err := p.handler.Run(sessionCtx)
-		if err != nil {
+		defer close(session)
+		if err := p.handler.Run(sessionCtx); err != nil {
 			endServing(fmt.Errorf("the ZooKeeper session ended for good: %w", err))
 		}
-		session <- err
 	}()
 	go p.notifyReady(serveCtx)
 	err := p.server.Run(serveCtx)

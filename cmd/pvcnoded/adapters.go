@@ -30,6 +30,7 @@ func zooKeeperConfig(z settings.ZooKeeper, t cluster.Timing) (zkhandler.Config, 
 	c := zkhandler.Config{
 		Servers: z.Servers, Root: z.Root, SessionTimeout: t.SessionTimeout,
 		RequestTimeout: t.KeepaliveInterval * 8 / 10, Auth: auth, Reader: reader, WatchNodes: true,
+		CheckServers: true,
 	}
 	if z.TLS.Set() {
 		c.TLS = &zkhandler.TLSFiles{CA: z.TLS.CA, Cert: z.TLS.Cert, Key: z.TLS.Key, ServerName: z.TLS.ServerName}
@@ -72,7 +73,9 @@ func (programVersion) Collect(context.Context) (map[string]string, error) {
 }
 
 // newFencer makes the fencer, whose attempts are child processes of the guard.
-func newFencer(s settings.Node, c agent.Config, store fencing.Store, guard *router.Client, log *zap.Logger) (agent.Fencer, error) {
+// promised is the end of this node's last promise to another that it may go on.
+func newFencer(s settings.Node, c agent.Config, store fencing.Store, guard *router.Client, clock cluster.Clock,
+	promised func(cluster.NodeID) cluster.Instant, log *zap.Logger) (agent.Fencer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
@@ -80,9 +83,10 @@ func newFencer(s settings.Node, c agent.Config, store fencing.Store, guard *rout
 	f, err := fencing.New(fencing.Options{
 		Store:  store,
 		Runner: fencing.Runner{Run: guard.Run, Argv: []string{self, "fence-attempt"}, WallMS: c.WallMS, Owner: cluster.OwnerPrimary},
-		Config: fencingConfig(s.Fencing),
+		Config: fencingConfig(s),
 		Owner:  cluster.LockOwner{Version: 1, Node: c.Node, Incarnation: c.Incarnation},
 		NewID:  uuid.NewString, WallMS: c.WallMS, Log: log.Named("fencing"),
+		Clock: clock, StopAfter: s.Timing.StopAfter(), Promised: promised,
 	})
 	if err != nil {
 		return nil, err

@@ -1,3 +1,8 @@
+// A daemon that sleeps most of the time need not wake each second to look
+// whether its share of the processors has changed.
+//
+//go:debug updatemaxprocs=0
+
 package main
 
 import (
@@ -12,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"go.uber.org/zap"
 
+	"pvc.internal/agent"
 	"pvc.internal/cmd/settings"
 	"pvc.internal/fencing"
 )
@@ -188,8 +194,11 @@ func loadSettings(path string) (settings.Node, error) {
 	if err != nil {
 		return s, &exitError{code: exitSettings, err: err}
 	}
-	if err := fencingConfig(s.Fencing).Validate(); err != nil {
+	if err := fencingConfig(s).Validate(); err != nil {
 		return s, &exitError{code: exitSettings, err: fmt.Errorf("%s: %w", path, err)}
+	}
+	if err := agent.CheckSchedule(s.Fencing.TestSchedule); err != nil {
+		return s, &exitError{code: exitSettings, err: fmt.Errorf("%s: fencing.test_schedule: %w", path, err)}
 	}
 	return s, nil
 }
@@ -205,6 +214,13 @@ func checkConfig(c *cli.Context) error {
 	}
 	if _, err := zooKeeperConfig(s.ZooKeeper, s.Timing); err != nil {
 		return &exitError{code: exitSettings, err: fmt.Errorf("%s: %w", path, err)}
+	}
+	expiry, err := checkIdentity(s)
+	if err != nil {
+		return &exitError{code: exitSettings, err: fmt.Errorf("%s: %w", path, err)}
+	}
+	if expiry != "" {
+		s.Warnings = append(s.Warnings, expiry)
 	}
 	for _, w := range s.Warnings {
 		fmt.Fprintf(c.App.Writer, "warning: %s\n", w)

@@ -48,7 +48,7 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	}
 	guard := router.NewClient(filepath.Join(s.RunDir, "guard.sock"), log.Named("guard"))
 	defer guard.Close()
-	config, err := agentConfig(s, folder.ID())
+	config, err := agentConfig(s, folder)
 	if err != nil {
 		return err
 	}
@@ -56,19 +56,27 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	fencer, err := newFencer(s, config, handler, guard, log)
+	peers, err := newTalk(s, config, clock, log.Named("peer"))
+	if err != nil {
+		return err
+	}
+	fencer, err := newFencer(s, config, handler, guard, clock, peers.promised, log)
 	if err != nil {
 		return err
 	}
 	notify := agent.NewSystemdNotifier(clock, log, 5*s.Timing.KeepaliveInterval)
-	a, err := agent.New(config, agent.Deps{
+	deps := agent.Deps{
 		Clock: clock, Log: log, Store: handler, Locker: handler, Tree: handler, Historian: handler, Guard: guard,
 		Sweeper: sweeper{}, Collector: collection, Fencer: fencer, Notify: notify, Turned: notify.Turned,
 		Remember: folder.Remember,
-	})
+	}
+	peers.join(&deps)
+	a, err := agent.New(config, deps)
 	if err != nil {
 		return err
 	}
+	peers.agent = a
+	defer peers.start(ctx)()
 	notifyCtx, endNotify := context.WithCancel(context.WithoutCancel(ctx))
 	notified := make(chan struct{})
 	go func() { defer close(notified); notify.Run(notifyCtx) }()
@@ -106,7 +114,12 @@ func runWithSession(ctx context.Context, handler *zkhandler.Handler, a *agent.Ag
 }
 
 // agentConfig gathers what the agent is told at start.
-func agentConfig(s settings.Node, id string) (agent.Config, error) {
+func agentConfig(s settings.Node, folder *agent.StateFolder) (agent.Config, error) {
+	longest, err := folder.UseTTL(s.Timing.RoleTTL)
+	if err != nil {
+		return agent.Config{}, err
+	}
+
 	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return agent.Config{}, fmt.Errorf("read the boot id: %w", err)
@@ -122,9 +135,10 @@ func agentConfig(s settings.Node, id string) (agent.Config, error) {
 	}
 	return agent.Config{
 		Node: s.Node.Name, Mode: s.Node.Mode, Priority: s.Node.Priority, ClusterName: s.Cluster.Name,
-		Incarnation: cluster.Incarnation(boot + "." + uuid.NewString()), BootID: boot, Host: host, NodeUUID: id,
-		MACs: hardwareAddresses(s.Addresses), Fencing: fence, Timing: s.Timing, Addresses: s.Addresses, Services: s.Services,
+		Incarnation: cluster.Incarnation(boot + "." + uuid.NewString()), BootID: boot, Host: host, NodeUUID: folder.ID(),
+		Peer: s.Peer.Advertise, MACs: hardwareAddresses(s.Addresses), Fencing: fence, Timing: s.Timing, Addresses: s.Addresses, Services: s.Services,
 		Yield: s.Role.OnStartFailure == settings.StartFailureYield, DeadProof: s.Role.RequireDeadProof, Version: version,
+		FenceTests: s.Fencing.TestSchedule, Failsafe: s.Role.Failsafe, LongestTTL: longest,
 		NewID:  func(cluster.Epoch) string { return uuid.Must(uuid.NewV7()).String() },
 		WallMS: func() int64 { return time.Now().UnixMilli() },
 	}, nil

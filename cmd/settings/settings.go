@@ -13,9 +13,12 @@ type Node struct {
 	Node      Identity
 	Cluster   Cluster
 	ZooKeeper ZooKeeper
+	Peer      Peer
 	Role      Role
+	SelfFence string // stop-work | reboot | watchdog
+	Watchdog  Watchdog
 	Plugins   []Plugin
-	Fencing   Fencing
+	Fencing   Fencing // its ladders hold whole devices: what stood under devices is filled in
 	StateDir  string
 	RunDir    string
 	Log       Log
@@ -91,10 +94,18 @@ func (t TLS) Set() bool { return t != TLS{} }
 
 // Role is how this node handles the primary role.
 type Role struct {
+	RequireDeadProof bool
+	OnStartFailure   string // keep | yield
+	Failsafe         bool   // default: whether nodes talk directly (peer)
+	Gate             bool   // default true; false only where there is no nftables
+}
+
+// roleFile is Role as it stands in the file.
+type roleFile struct {
 	RequireDeadProof bool   `yaml:"require_dead_proof"`
-	OnStartFailure   string `yaml:"on_start_failure"` // keep | yield
-	Failsafe         bool   `yaml:"failsafe"`
-	Gate             bool   `yaml:"gate"` // default true; false only where there is no nftables
+	OnStartFailure   string `yaml:"on_start_failure"`
+	Failsafe         *bool  `yaml:"failsafe"` // nil: not written
+	Gate             bool   `yaml:"gate"`
 }
 
 // The values of Role.OnStartFailure.
@@ -138,7 +149,10 @@ type nodeFile struct {
 	Cluster   Cluster       `yaml:"cluster"`
 	ZooKeeper ZooKeeper     `yaml:"zookeeper"`
 	Timing    timingFile    `yaml:"timing"`
-	Role      Role          `yaml:"role"`
+	Peer      Peer          `yaml:"peer"`
+	Role      roleFile      `yaml:"role"`
+	SelfFence string        `yaml:"self_fence"`
+	Watchdog  Watchdog      `yaml:"watchdog"`
 	Addresses []addressFile `yaml:"addresses"`
 	Services  []serviceFile `yaml:"services"`
 	Plugins   []Plugin      `yaml:"plugins"`
@@ -180,7 +194,8 @@ func LoadNode(path string) (Node, error) {
 	f := nodeFile{
 		Node:      defaultIdentity(),
 		ZooKeeper: defaultZooKeeper(),
-		Role:      Role{OnStartFailure: StartFailureKeep, Gate: true},
+		Role:      roleFile{OnStartFailure: StartFailureKeep, Gate: true},
+		SelfFence: SelfFenceStopWork,
 		Fencing:   defaultFencing(),
 		StateDir:  "/var/lib/pvc",
 		RunDir:    "/run/pvc",

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"pvc.internal/cluster"
+	"pvc.internal/peer"
 )
 
 // least is the shortest file that is accepted.
@@ -47,8 +48,9 @@ func TestDefaults(t *testing.T) {
 		Cluster:   Cluster{Name: "demo"},
 		ZooKeeper: ZooKeeper{Servers: []string{"127.0.0.1:2181"}, Root: "/", Auth: Auth{Scheme: "digest"}},
 		Role:      Role{OnStartFailure: "keep", Gate: true},
+		SelfFence: "stop-work",
 		Plugins:   []Plugin{},
-		Fencing:   Fencing{SuccessfulFence: "migrate", FailedFence: "none", Nodes: map[string]FenceNode{}},
+		Fencing:   Fencing{SuccessfulFence: "migrate", FailedFence: "none", TestSchedule: "@hourly", Nodes: map[string]FenceNode{}},
 		StateDir:  "/var/lib/pvc", RunDir: "/run/pvc", Log: Log{Level: "info"},
 		Profile:   "lan",
 		Timing:    cluster.ProfileLAN(),
@@ -95,6 +97,12 @@ func TestShippedFileUncommented(t *testing.T) {
 	}
 	if n.Timing != cluster.ProfileLAN() {
 		t.Errorf("the intervals shown are not those of lan: %+v", n.Timing)
+	}
+	if pdu := n.Fencing.Nodes["hv3"].Levels[2][0]; pdu.Agent != "fence_apc" || pdu.Options["plug"] != "7" || pdu.Options["ip"] == "" {
+		t.Errorf("a shared device in a ladder: %+v", pdu)
+	}
+	if !n.Role.Failsafe || n.Peer.Advertise != n.Peer.Listen || n.Watchdog.Device != "/dev/watchdog" {
+		t.Errorf("uncommented: %+v, %+v, %+v", n.Role, n.Peer, n.Watchdog)
 	}
 	if !n.ZooKeeper.TLS.Set() || !n.ZooKeeper.Reader.Set() || len(n.ZooKeeper.Servers) != 3 {
 		t.Errorf("uncommented: %+v", n.ZooKeeper)
@@ -149,7 +157,10 @@ zookeeper:
   reader: {user: r, password_file: /r}
   tls: {ca: /ca, cert: /c, key: /k, server_name: zk}
 timing: {profile: pvc, role_ttl: 20, grace: 1500ms, keepalive_interval: 4.5, suicide_intervals: 5}
+peer: {listen: "[::]:7371", advertise: "hv1.dc:7371", tls: {ca: /pa, cert: /pc, key: /pk}}
 role: {require_dead_proof: true, on_start_failure: yield, failsafe: true, gate: false}
+self_fence: watchdog
+watchdog: {device: /dev/watchdog1, pretimeout: 5, trust_softdog: true}
 addresses:
   - {name: v4, cidr: 10.0.0.10/24, interface: upstream}
   - {name: v6, cidr: fd00::10/64, interface: upstream}
@@ -177,6 +188,12 @@ log: {level: debug}
 	}
 	if got := n.Addresses[1].String(); got != "v6=fd00::10/64@upstream" {
 		t.Error(got)
+	}
+	if p := n.Peer; p.Listen != "[::]:7371" || p.Advertise != "hv1.dc:7371" || p.Files() != (peer.Files{CA: "/pa", Cert: "/pc", Key: "/pk"}) || !n.Role.Failsafe {
+		t.Errorf("peer %+v, failsafe %v", p, n.Role.Failsafe)
+	}
+	if w := n.Watchdog; w != (Watchdog{Device: "/dev/watchdog1", Pretimeout: 5 * time.Second, TrustSoft: true}) || n.SelfFence != SelfFenceWatchdog {
+		t.Errorf("watchdog %+v, self_fence %s", w, n.SelfFence)
 	}
 	if s := n.Services; s[0].StopTimeout != 500*time.Millisecond || s[0].StartTimeout != 3*time.Second ||
 		s[1].StartTimeout != 10*time.Second || s[1].StopTimeout != 5*time.Second || s[1].Unit != "nginx.service" {

@@ -46,22 +46,24 @@ func (r *report) err() error { return errors.Join(r.refusals...) }
 func checkNode(path string, f nodeFile) (Node, error) {
 	r := &report{path: path}
 	n := Node{
-		Node: f.Node, Cluster: f.Cluster, ZooKeeper: f.ZooKeeper, Role: f.Role,
+		Node: f.Node, Cluster: f.Cluster, ZooKeeper: f.ZooKeeper, SelfFence: f.SelfFence, Watchdog: f.Watchdog,
 		StateDir: f.StateDir, RunDir: f.RunDir, Log: f.Log, Profile: f.Timing.Profile, Timing: f.Timing.timing(),
 	}
 	checkIdentity(r, n.Node)
 	checkCluster(r, n.Cluster)
 	n.ZooKeeper.Servers = checkZooKeeper(r, n.ZooKeeper)
-	r.oneOf("role.on_start_failure", n.Role.OnStartFailure, StartFailureKeep, StartFailureYield)
+	n.Peer = checkPeer(r, f.Peer, n.Cluster)
+	n.Role = checkRole(r, f.Role, n.Peer)
+	checkSelfFence(r, n)
 	n.Addresses = checkAddresses(r, f.Addresses)
 	n.Services = checkServices(r, f.Services)
 	n.Plugins = checkPlugins(r, f.Plugins)
-	n.Fencing = checkFencing(r, f.Fencing)
+	n.Fencing = checkFencing(r, f.Fencing, n.Watchdog)
 	checkFolder(r, "state_dir", n.StateDir)
 	checkFolder(r, "run_dir", n.RunDir)
 	checkLog(r, n.Log)
 	options := cluster.TimingOptions{Gate: n.Role.Gate, Failsafe: n.Role.Failsafe}
-	n.Warnings = checkTiming(r, n.Timing, options)
+	n.Warnings = append(checkTiming(r, n.Timing, options), n.Peer.warnings()...)
 	if err := r.err(); err != nil {
 		return Node{}, err
 	}

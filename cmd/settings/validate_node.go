@@ -149,57 +149,6 @@ func checkPlugins(r *report, list []Plugin) []Plugin {
 	return out
 }
 
-// checkFencing returns the fencing part with its defaults. What a device
-// itself accepts is the fencing package's to judge.
-func checkFencing(r *report, f Fencing) Fencing {
-	r.oneOf("fencing.successful_fence", f.SuccessfulFence, "migrate", "none")
-	r.oneOf("fencing.failed_fence", f.FailedFence, "none", "migrate")
-	nodes := make(map[string]FenceNode, len(f.Nodes))
-	for name, n := range f.Nodes {
-		key := "fencing.nodes." + name
-		if err := cluster.NodeID(name).Validate(); err != nil {
-			r.refuse(key, "%v", err)
-		}
-		nodes[name] = checkFenceNode(r, key, n)
-	}
-	f.Nodes = nodes
-	return f
-}
-
-func checkFenceNode(r *report, key string, n FenceNode) FenceNode {
-	if n.After == "" {
-		n.After = "reboot"
-	}
-	r.oneOf(key+".after", n.After, "reboot", "off")
-	if len(n.Levels) == 0 {
-		r.refuse(key+".levels", "is missing: give at least one list of devices")
-	}
-	names := map[string]bool{}
-	for i, level := range n.Levels {
-		if len(level) == 0 {
-			r.refuse(fmt.Sprintf("%s.levels[%d]", key, i), "is empty: a level without a device would prove nothing")
-		}
-		for j, d := range level {
-			at := fmt.Sprintf("%s.levels[%d][%d]", key, i, j)
-			checkName(r, at, d.Name, names)
-			checkDevice(r, at, d)
-		}
-	}
-	return n
-}
-
-func checkDevice(r *report, key string, d Device) {
-	r.oneOf(key+".type", d.Type, DeviceIPMI)
-	if d.Address == "" {
-		r.refuse(key+".address", "is missing: host or host:port of the device")
-	}
-	if d.PasswordFile == "" {
-		r.refuse(key+".password_file", "is missing: a file whose first line is the device's password")
-	} else {
-		checkFolder(r, key+".password_file", d.PasswordFile)
-	}
-}
-
 func orDefault(d, otherwise time.Duration) time.Duration {
 	if d == 0 {
 		return otherwise

@@ -62,6 +62,30 @@ func (a *announcer) start(held []cluster.FloatingAddress) {
 	a.sendAll()
 	a.mu.Unlock()
 	a.def.hold(held)
+	a.wake()
+}
+
+// keep has the announcements go on that an earlier guard began: of addresses
+// that this host has, once now and then each announceEach. What was begun here
+// keeps its own times; nothing held is nothing announced. It never waits: where
+// a frame is under way the next tick asks again.
+func (a *announcer) keep(present []cluster.FloatingAddress) {
+	if !a.mu.TryLock() {
+		return
+	}
+	fresh := len(a.held) == 0 && len(present) > 0
+	if fresh {
+		a.held, a.step, a.begun = present, len(announceAfter)-1, time.Now().Add(-announceAfter[len(announceAfter)-1])
+	} else if len(present) == 0 {
+		a.held = nil
+	}
+	a.mu.Unlock()
+	if fresh {
+		a.wake()
+	}
+}
+
+func (a *announcer) wake() {
 	select {
 	case a.kick <- struct{}{}:
 	default:
@@ -128,7 +152,7 @@ func (a *announcer) send(h cluster.FloatingAddress) error {
 	if s == nil || err != nil {
 		return err
 	}
-	for _, frame := range router.AnnounceFrames(s.mac, h.Prefix.Addr(), forwards(h.Interface)) {
+	for _, frame := range router.AnnounceFrames(s.mac, h.Prefix.Addr(), forwards(h)) {
 		if !a.may(h.Prefix.Addr()) { // a stopped process that goes on must not claim a lost address
 			return nil
 		}
@@ -196,8 +220,13 @@ func (a *announcer) close() {
 	}
 }
 
-func forwards(ifname string) bool {
-	raw, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + ifname + "/forwarding")
+// forwards reports whether this host routes on the address's interface, which
+// only an IPv6 announcement says.
+func forwards(h cluster.FloatingAddress) bool {
+	if h.Prefix.Addr().Is4() {
+		return false
+	}
+	raw, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + h.Interface + "/forwarding")
 	return err == nil && len(raw) > 0 && raw[0] == '1'
 }
 

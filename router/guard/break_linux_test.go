@@ -299,7 +299,7 @@ func TestALedgerOfAnotherBootIsNothing(t *testing.T) {
 		t.Fatal(err, held)
 	}
 	l.bootID = "another"
-	if err := l.save(held.Roles); err != nil {
+	if err := l.save(held); err != nil {
 		t.Fatal(err)
 	}
 	l.close()
@@ -351,8 +351,8 @@ func TestAHookThatLeavesItsControlGroupIsKilledAllTheSame(t *testing.T) {
 	deadline := b.begin(1, 1500*time.Millisecond)
 	ready := filepath.Join(t.TempDir(), "ready")
 	pid := b.startHook("mover", "echo $$ >"+root+" && touch "+ready+"; trap '' TERM; while :; do sleep 1; done", "test", "-e", ready)
-	for alive(pid) {
-		if late := clock.Now().Sub(deadline); late > 100*time.Millisecond {
+	for looked := clock.Now(); alive(pid); looked = clock.Now() {
+		if late := looked.Sub(deadline); late > 100*time.Millisecond {
 			_ = unix.Kill(-pid, unix.SIGKILL)
 			t.Fatalf("a hook that has left its control group runs %v after the deadline", late)
 		}
@@ -568,8 +568,8 @@ func TestAGuardKilledAnywhereLeavesNothingPastTheDeadline(t *testing.T) {
 		b.kill()
 		deadline := last()
 		b.start()
-		for b.opened()+b.kernelHas(all...) > 0 || alive(pid) {
-			if late := clock.Now().Sub(deadline); late > 150*time.Millisecond {
+		for looked := clock.Now(); b.opened()+b.kernelHas(all...) > 0 || alive(pid); looked = clock.Now() {
+			if late := looked.Sub(deadline); late > 150*time.Millisecond {
 				t.Fatalf("kill %d: %d open, %d addresses, hook alive %v, %v after the deadline", i, b.opened(), b.kernelHas(all...), alive(pid), late)
 			}
 		}

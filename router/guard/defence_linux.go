@@ -229,7 +229,7 @@ func (l *listener) answer() {
 		if !t.take(time.Now(), l.d.spend) || len(l.mac) != 6 {
 			continue
 		}
-		for _, frame := range router.AnnounceFrames(l.mac, addr, forwards(l.name)) {
+		for _, frame := range router.AnnounceFrames(l.mac, addr, forwards(t.address)) {
 			if !l.d.may(addr) { // a stopped process that goes on must not claim a lost address (I3)
 				break
 			}

@@ -68,7 +68,7 @@ func TestAConflictIsAFaultUntilHalfAMinuteAfterItsLastClaim(t *testing.T) {
 		}, func(cluster.GuardEvent) { events++ })
 	d.hold([]cluster.FloatingAddress{heldAddress})
 	start := d.held[heldAddress]
-	at := func(after time.Duration) time.Time { return start.Add(after) }
+	at := start.Add
 	if !d.claimed(heldAddress, "02:00:00:00:00:01", at(900*time.Millisecond)) {
 		t.Error("the previous holder's tail is not answered")
 	}

@@ -22,13 +22,6 @@ const slowStep = 3 * time.Millisecond
 // longestLease bounds how far away a deadline may be, and an element's timeout.
 const longestLease = time.Hour
 
-// primaryAt returns the live primary role at this epoch.
-func (g *Guard) primaryAt(e cluster.Epoch) (*role, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.liveRole(cluster.OwnerPrimary, e)
-}
-
 // present adds the addresses, opens the gate and sends the first announcement.
 func (g *Guard) present(e cluster.Epoch, addrs []cluster.FloatingAddress) error {
 	for _, a := range addrs {
@@ -83,10 +76,12 @@ func (g *Guard) put(r *role, wanted []cluster.FloatingAddress) error {
 		if !errors.Is(err, cluster.ErrDeadline) {
 			keep = prefixes(plan.Keep)
 		}
+		g.addrs.protectForeign(plan.Add)
 		_, undo := g.addrs.removeOurs(keep...)
 		return errors.Join(err, undo)
 	}
 	g.announcer.start(wanted)
+	g.addrs.protectForeign(plan.Add) // for the removal, which waits for addrs.mu; nobody waits for this
 	return nil
 }
 
@@ -117,14 +112,11 @@ func prefixes(list []router.KernelAddress) []netip.Prefix {
 }
 
 // addAll adds what the plan names, removes what of ours it does not want, and
-// verifies. The caller holds addrs.mu.
+// verifies. The caller holds addrs.mu, and calls protectForeign before it lets go.
 func (g *Guard) addAll(r *role, wanted []cluster.FloatingAddress, plan router.AddressPlan) error {
 	lifetime, until := g.lifetime(r)
 	if lifetime == 0 {
 		return fmt.Errorf("add addresses: too little is left of the role for the kernel's shortest lifetime: %w", cluster.ErrDeadline)
-	}
-	for _, w := range plan.Add {
-		g.addrs.protectForeign(w)
 	}
 	if err := g.addrs.add(plan.Add, lifetime); err != nil {
 		return err
@@ -366,6 +358,9 @@ func (g *Guard) reconcile() {
 		return
 	}
 	g.fault("addresses", "")
+	if !g.looked.Swap(true) {
+		g.feeder.poke()
+	}
 }
 
 // reconcileAddresses removes what of ours is not wanted, adds again what has
@@ -376,14 +371,19 @@ func (g *Guard) reconcileAddresses(r *role, wanted []cluster.FloatingAddress) er
 		return err
 	}
 	if len(wanted) == 0 {
+		g.announcer.keep(nil)
 		removed, err := g.addrs.removeOurs()
 		if len(removed) > 0 {
 			g.log.Warn("removed floating addresses that belong to no live role", zap.Stringers("addresses", prefixes(removed)))
 		}
 		return err
 	}
+	if len(g.addrs.remove) == 0 {
+		g.addrs.prepare(plan.Keep) // of an adopted role: its end allocates nothing, either (I3)
+	}
 	// What is there first: an address that cannot be had must not let it run out.
 	errs := []error{g.stepLifetimes(r, plan.Keep), conflictError(plan)}
+	g.announcer.keep(presentOf(wanted, plan)) // of an adopted role, too; never what is not there (I1)
 	if len(plan.Add)+len(plan.Remove) > 0 {
 		errs = append(errs, g.addAgain(r, wanted, plan))
 	}
@@ -393,6 +393,16 @@ func (g *Guard) reconcileAddresses(r *role, wanted []cluster.FloatingAddress) er
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// presentOf lists the wanted addresses that the kernel has as ours.
+func presentOf(wanted []cluster.FloatingAddress, plan router.AddressPlan) (list []cluster.FloatingAddress) {
+	for _, w := range wanted {
+		if slices.ContainsFunc(plan.Keep, func(k router.KernelAddress) bool { return k.Prefix == w.Prefix && k.Interface == w.Interface }) {
+			list = append(list, w)
+		}
+	}
+	return list
 }
 
 // addAgain brings back what has vanished, as far as its interface is there, and
@@ -412,7 +422,9 @@ func (g *Guard) addAgain(r *role, wanted []cluster.FloatingAddress, plan router.
 			possible = append(possible, w)
 		}
 	}
-	if err := g.addAll(r, possible, plan); err != nil {
+	err := g.addAll(r, possible, plan)
+	g.addrs.protectForeign(plan.Add)
+	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	for _, a := range plan.Add {
@@ -480,6 +492,7 @@ func (g *Guard) state(ctx context.Context) (cluster.GuardState, error) {
 	for _, sv := range services { // may ask systemd, which may be slow
 		s.Services = append(s.Services, sv.state())
 	}
+	s.Watchdog = g.feeder.report()
 	slices.Sort(s.Faults)
 	slices.SortFunc(s.Services, func(a, b cluster.ServiceState) int { return compareStrings(a.Name, b.Name) })
 	slices.SortFunc(s.Deadlines, func(a, b cluster.RoleDeadline) int { return compareStrings(string(a.Owner), string(b.Owner)) })
@@ -495,7 +508,7 @@ func (g *Guard) state(ctx context.Context) (cluster.GuardState, error) {
 	if err != nil {
 		return s, err
 	}
-	known := append(wanted, g.cfg.Addresses...)
+	known := slices.Concat(wanted, g.cfg.Addresses)
 	for _, k := range kernel {
 		if k.Ours {
 			s.Addresses = append(s.Addresses, cluster.FloatingAddress{Name: nameOf(known, k.Prefix.Addr()), Prefix: k.Prefix, Interface: k.Interface})

@@ -158,15 +158,15 @@ func (g *gate) commit(b []byte) error {
 		return nil
 	}
 	err := g.sock.exec(b, nil)
-	var ack *ackError
-	switch {
-	case err == nil:
+	if err == nil {
 		g.gen++
 		if g.gen == 0 {
 			g.gen = 1
 		}
 		return nil
-	case errors.As(err, &ack) && ack.errno == unix.ENOENT:
+	}
+	var ack *ackError // on the heap, so not before
+	if errors.As(err, &ack) && ack.errno == unix.ENOENT {
 		return fmt.Errorf("%w: %w", errGateLost, err)
 	}
 	return fmt.Errorf("change the gate: %w", err)
@@ -283,8 +283,11 @@ func (g *gate) verify() error {
 	for _, t := range g.tables() {
 		for _, c := range g.chains(t) {
 			rules, err := conn.GetRules(t, c)
-			if err != nil || len(rules) != g.rules[chainKey(c)] {
-				return fmt.Errorf("%w: chain %s has %d of %d rules (%v)", errGateLost, chainKey(c), len(rules), g.rules[chainKey(c)], err)
+			if err != nil {
+				return fmt.Errorf("%w: chain %s: %w", errGateLost, chainKey(c), err)
+			}
+			if len(rules) != g.rules[chainKey(c)] {
+				return fmt.Errorf("%w: chain %s has %d of %d rules", errGateLost, chainKey(c), len(rules), g.rules[chainKey(c)])
 			}
 		}
 	}
@@ -388,9 +391,9 @@ func (g *gate) chains(t *nftables.Table) []*nftables.Chain {
 // build makes the tables anew with every one of the addresses shut, in one
 // batch, whatever was there before. The caller holds mu.
 func (g *gate) build(addrs []netip.Addr) error {
-	err := g.buildWith(addrs, true)
+	err := g.buildWith(true)
 	if err != nil { // a kernel without the fib expression: forwarded (translated) packets stay ungated
-		err = g.buildWith(addrs, false)
+		err = g.buildWith(false)
 	}
 	if err != nil {
 		return fmt.Errorf("make the gate's nftables tables %q: %w", g.table, err)
@@ -424,7 +427,7 @@ func (g *gate) adopt(managed, open []netip.Addr) bool {
 	return true
 }
 
-func (g *gate) buildWith(addrs []netip.Addr, fib bool) error {
+func (g *gate) buildWith(fib bool) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err

@@ -5,7 +5,8 @@
 //
 // Each thing hangs on one owner's absolute CLOCK_BOOTTIME deadline. There are
 // three lines of defence: the guard itself; the gate, whose elements the kernel
-// times out by itself; and the lifetime on each address.
+// times out by itself; and the lifetime on each address. What cannot be ended at
+// all is ended with the machine, by its watchdog (watchdog.go).
 //
 // Locks, in the order in which they may be held together:
 //
@@ -14,6 +15,7 @@
 //	addresses.mu  the kernel's addresses   (may be held while taking gate.mu and Guard.mu)
 //	gate.mu       the nftables gate        (may be held while taking Guard.mu)
 //	defender.mu   what is defended         (taken last, nothing is taken under it)
+//	feeder.mu     what is told of the watchdog (taken last, too)
 //
 // The rule that makes the end of a role final: it is marked ended under
 // Guard.mu first; whoever changes the kernel looks, after taking that
@@ -33,6 +35,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -65,6 +68,8 @@ type Config struct {
 	Grace, Margin time.Duration
 	// Tick is between reconciliations; default 0.2 s.
 	Tick time.Duration
+	// SelfFence is what ends this machine where nothing else ends its work.
+	SelfFence SelfFence `json:"-"`
 }
 
 // Validate reports what is missing or out of range.
@@ -84,7 +89,7 @@ func (c Config) Validate() error {
 			return err
 		}
 	}
-	return nil
+	return c.SelfFence.Validate()
 }
 
 func validAddress(a cluster.FloatingAddress) error {
@@ -132,6 +137,15 @@ type Guard struct {
 	slept  time.Duration // suspended() when last looked
 	closed bool
 	work   sync.WaitGroup // endings and watches of services
+
+	node         nodeRight
+	relinquished bool              // the agent's last word was an orderly end
+	expired      []heldRole        // of an earlier guard, until verified gone
+	leftovers    string            // names them, or other remains; empty: all is verified gone
+	leftByLapse  bool              // they were to end with the node's right
+	feed         cluster.FeedState // of the watchdog, as written down
+	feeder       *feeder           // nil where nobody resets this machine
+	looked       atomic.Bool       // the kernel's addresses have been read and are as they should be
 }
 
 // Run serves until ctx ends, then ends everything it holds. (A guard that is
@@ -165,7 +179,9 @@ func Run(ctx context.Context, cfg Config, clock cluster.Clock, log *zap.Logger) 
 	}
 	owned.Go(func() { g.ticks(run) }) // not before: a tick removes what no role it knows wants
 	err = g.serve(ctx)
-	return errors.Join(err, g.endEverything())
+	err = errors.Join(err, g.endEverything())
+	g.feeder.stop(10 * g.cfg.Grace)
+	return err
 }
 
 // open connects to the kernel and reads what is remembered.
@@ -276,25 +292,41 @@ func (g *Guard) restore(ctx context.Context) error {
 	}
 	g.mu.Lock()
 	g.ledger = l
-	now := g.clock.Now()
-	var expired []heldRole
-	for _, h := range held.Roles {
-		if h.Deadline <= now || h.Epoch < g.max[epochLine(h.Owner)] {
-			expired = append(expired, h)
-			continue
-		}
-		g.adopt(h)
-	}
+	expired := g.takeOver(held)
 	g.mu.Unlock()
 	g.announcer.prepare(g.cfg.Addresses)
 	g.restoreGate()
 	g.reconcile() // before what may take long: addresses of a role that is over go at once
+	g.startFeeding(l != nil)
 	g.endLeftovers(ctx, expired)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.record()
 	g.rearm()
 	return nil
+}
+
+// takeOver keeps the roles whose deadline lies ahead and returns the others: an
+// end that the earlier guard had begun stays begun, and no role outlives the
+// node's right. The caller holds mu.
+func (g *Guard) takeOver(held ledgerState) []heldRole {
+	now := g.clock.Now()
+	g.node.until, g.feed, g.relinquished = held.NodeUntil, held.Feeding, held.Relinquished
+	g.leftByLapse = held.NodeUntil != cluster.Never && held.NodeUntil <= now
+	for _, h := range held.Roles {
+		lapsed := g.leftByLapse && h.Owner == cluster.OwnerPrimary
+		if h.Deadline > now && !lapsed && h.Epoch >= g.max[epochLine(h.Owner)] {
+			g.adopt(h)
+			continue
+		}
+		if g.leftByLapse && h.protected() && !g.node.missed { // nobody may have seen it
+			g.node.missed, g.node.ended = true, held.NodeUntil
+		}
+		h.Deadline = 1 // passed, whatever it was
+		g.expired = append(g.expired, h)
+		g.leftovers = unverifiedLeftovers
+	}
+	return g.expired
 }
 
 // restoreGate keeps a gate that is as it was made while the role of its open
@@ -362,6 +394,7 @@ func (g *Guard) ticks(ctx context.Context) {
 			g.announcer.refreshSockets()
 		}
 		g.expire() // a second watch on the deadlines, should the alarm's thread be late
+		g.feeder.watch()
 		g.endOnSuspend()
 		g.reconcile()
 	}
@@ -377,14 +410,14 @@ func (g *Guard) endOnSuspend() {
 	var ended []*ending
 	if jumped {
 		for _, r := range g.roles {
-			ended = append(ended, g.markEnded(r, "the host was suspended"))
+			if r.owner != cluster.OwnerNode { // its deadline counts the suspend
+				ended = append(ended, g.markEnded(r, "the host was suspended"))
+			}
 		}
 		g.record()
 	}
 	g.mu.Unlock()
-	for _, e := range ended {
-		g.stopEffects(e)
-	}
+	g.stopEffects(ended...)
 }
 
 // fault records a health fault by its subject and tells it once; an empty text
@@ -398,9 +431,9 @@ func (g *Guard) fault(subject, text string) {
 		g.faults[subject] = text
 	}
 	g.mu.Unlock()
-	switch {
-	case text == before:
-	case text == "":
+	switch text {
+	case before:
+	case "":
 		g.log.Info("guard fault over", zap.String("subject", subject), zap.String("was", before))
 	default:
 		g.log.Error("guard fault", zap.String("subject", subject), zap.String("fault", text))

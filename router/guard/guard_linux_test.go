@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,13 +36,20 @@ func TestAddressesAppearAndAreGoneAtTheDeadlineOfASilentClient(t *testing.T) {
 	}
 }
 
+// grace is G at the default timing: the protocol's bound for an end, and all that
+// a test may ask for on a machine that others load, since a process that is
+// killed has to run once more to die. How fast an end is otherwise, the
+// benchmark tells.
+const grace = 300 * time.Millisecond
+
 // goneBy waits until every address is gone, which must not be noticeably after
 // the deadline, nor before it (but without a gate, where the lifetimes of a role
 // that is not renewed run out first).
 func (b *bed) goneBy(deadline cluster.Instant, notBefore bool) {
 	b.t.Helper()
-	for b.kernelHas(all...) > 0 {
-		if late := clock.Now().Sub(deadline); late > 50*time.Millisecond {
+	for looked := clock.Now(); b.kernelHas(all...) > 0; looked = clock.Now() {
+		// Of the look's begin: this process may be kept from running, too.
+		if late := looked.Sub(deadline); late > 50*time.Millisecond {
 			b.t.Fatalf("addresses still there %v after the deadline", late)
 		}
 	}
@@ -51,18 +59,21 @@ func (b *bed) goneBy(deadline cluster.Instant, notBefore bool) {
 	b.t.Logf("gone at most %v after the deadline", clock.Now().Sub(deadline))
 }
 
+// TestExtendKeepsAddressesAndAShorterDeadlineIsHeeded leaves each renewal, and
+// each thing that takes a program to look at, time to be late on a busy machine.
 func TestExtendKeepsAddressesAndAShorterDeadlineIsHeeded(t *testing.T) {
 	b := newBed(t, true)
-	b.begin(1, 400*time.Millisecond, all...)
-	for range 8 {
-		pause(100 * time.Millisecond)
-		b.mustExtend(1, 400*time.Millisecond)
+	const lasts = 1200 * time.Millisecond
+	b.begin(1, lasts, all...)
+	for range 6 {
+		pause(lasts / 4)
+		b.mustExtend(1, lasts)
 	}
+	b.mustExtend(1, 10*time.Second)
 	if !b.answers(v4a) || !b.answers(v6a) {
 		t.Fatal("addresses do not answer although the role was extended in time")
 	}
-	b.mustExtend(1, 10*time.Second)
-	b.goneBy(b.mustExtend(1, 200*time.Millisecond), true)
+	b.goneBy(b.mustExtend(1, 500*time.Millisecond), true)
 	err := b.client.Extend(b.ctx(), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 1, Deadline: clock.Now().Add(time.Second)})
 	if !errors.Is(err, cluster.ErrDeadline) {
 		t.Errorf("Extend of an ended role: %v, want ErrDeadline", err)
@@ -245,6 +256,29 @@ func TestForeignAddressesAreNeverTouched(t *testing.T) {
 	}
 }
 
+// TestForeignAddressesBehindOursInItsSubnetSurviveIt: the kernel would take them
+// away with the first of the subnet, which is ours.
+func TestForeignAddressesBehindOursInItsSubnetSurviveIt(t *testing.T) {
+	b := newBed(t, true)
+	inNamespace(t, b.host, func() {
+		for _, name := range []string{"all", "up0"} { // either would be enough
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/promote_secondaries", []byte("0"), 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	first := cluster.FloatingAddress{Name: "first", Prefix: netip.MustParsePrefix("10.79.0.10/24"), Interface: "up0"}
+	b.begin(1, time.Minute, first)
+	ip(t, "-n", b.host, "addr", "add", "10.79.0.11/24", "dev", "up0")
+	if err := b.client.End(b.ctx(), cluster.OwnerPrimary, 1); err != nil {
+		t.Fatal(err)
+	}
+	out := ip(t, "-n", b.host, "addr", "show", "dev", "up0")
+	if strings.Contains(out, "10.79.0.10/") || !strings.Contains(out, "10.79.0.11/24") {
+		t.Errorf("want ours gone and the foreign address there:\n%s", out)
+	}
+}
+
 func TestAnAddressOfOursOnASecondaryGoesAndOnePrimaryLostComesBack(t *testing.T) {
 	b := newBed(t, true)
 	ip(t, "-n", b.host, "addr", "add", "10.77.0.10/24", "dev", "up0", "label", "up0:pvc")
@@ -332,8 +366,8 @@ func TestPreflightFindsWhatStandsAgainstServing(t *testing.T) {
 	}
 	mac, _ := exec.Command("nsenter", "--net=/run/netns/"+b.peer, "cat", "/sys/class/net/peer0/address").Output()
 	out := ip(t, "-n", b.peer, "-o", "link", "show", "peer0")
-	if f := strings.Fields(out[strings.Index(out, "link/ether"):]); len(f) > 1 {
-		mac = []byte(f[1])
+	if _, after, found := strings.Cut(out, "link/ether "); found {
+		mac = []byte(strings.Fields(after)[0])
 	}
 	res, err = b.client.Preflight(b.ctx(), cluster.PreflightRequest{Addresses: []cluster.FloatingAddress{v4a, v6a}, Conflicts: true, KnownMACs: []string{string(mac)}, Timeout: 100 * time.Millisecond})
 	if err != nil || len(res.Problems) != 0 {
@@ -376,11 +410,12 @@ func TestAHookAndItsEscapedGrandchildAreGoneAtTheDeadline(t *testing.T) {
 	if !alive(pid) || !alive(grandchild) {
 		t.Fatal("hook or grandchild does not run after its check has passed")
 	}
-	for alive(pid) || alive(grandchild) {
-		if late := clock.Now().Sub(deadline); late > 300*time.Millisecond { // G; how fast it really is, the benchmark tells
+	for looked := clock.Now(); alive(pid) || alive(grandchild); looked = clock.Now() {
+		if late := looked.Sub(deadline); late > grace {
 			t.Fatalf("hook %v, grandchild %v, %v after the deadline", alive(pid), alive(grandchild), late)
 		}
 	}
+	t.Logf("gone at most %v after the deadline", clock.Now().Sub(deadline))
 	if early := deadline.Sub(clock.Now()); early > 0 {
 		t.Errorf("killed %v before the deadline", early)
 	}

@@ -31,10 +31,19 @@ type heldRole struct {
 	Services  []heldService             `json:"services,omitempty"`
 }
 
+// protected is role.protected of what was written down.
+func (h heldRole) protected() bool {
+	return h.Owner == cluster.OwnerPrimary || h.Owner == cluster.OwnerNode && len(h.Services) > 0
+}
+
 // ledgerState is what the guard holds, as written down.
 type ledgerState struct {
 	BootID string     `json:"boot_id"` // instants and pids mean nothing after another boot
 	Roles  []heldRole `json:"roles"`
+	// NodeUntil is the last deadline of the node's own right, passed or not.
+	NodeUntil    cluster.Instant   `json:"node_until,omitempty"`
+	Feeding      cluster.FeedState `json:"feeding,omitzero"` // of the watchdog
+	Relinquished bool              `json:"relinquished,omitempty"`
 }
 
 const slotSize = 128 << 10
@@ -103,9 +112,10 @@ func readSlot(slot []byte) (seq uint64, s ledgerState, ok bool) {
 
 // save writes the state into the slot that is not the newest. A process killed
 // in its middle leaves the other.
-func (l *ledger) save(roles []heldRole) error {
+func (l *ledger) save(s ledgerState) error {
 	l.buf.Reset()
-	if err := json.NewEncoder(&l.buf).Encode(ledgerState{BootID: l.bootID, Roles: roles}); err != nil {
+	s.BootID = l.bootID
+	if err := json.NewEncoder(&l.buf).Encode(s); err != nil {
 		return fmt.Errorf("write the guard's ledger: %w", err)
 	}
 	body := l.buf.Bytes()
@@ -154,7 +164,7 @@ func readEpochs(path string) (map[string]cluster.Epoch, error) {
 		err = fmt.Errorf("its version is %d, this program knows 1", f.Version)
 	}
 	if err != nil || f.Max == nil {
-		return nil, fmt.Errorf("read the guard's epochs from %s: %v; no role is served until it is readable, or removed after making sure that no other node is primary", path, err)
+		return nil, fmt.Errorf("read the guard's epochs from %s: %w; no role is served until it is readable, or removed after making sure that no other node is primary", path, err)
 	}
 	return f.Max, nil
 }

@@ -36,8 +36,9 @@ func TestMain(m *testing.M) {
 		}
 		log, _ := zap.NewDevelopment()
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
-		defer stop()
-		if err := Run(ctx, cfg, proc.BootClock{}, log); err != nil {
+		err := Run(ctx, cfg, proc.BootClock{}, log)
+		stop()
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "guard:", err)
 			os.Exit(1)
 		}

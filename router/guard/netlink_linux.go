@@ -125,7 +125,7 @@ func acksOf(batch []byte) (count int) {
 // next reads one datagram that is there already.
 func (s *nlsock) next() (int, bool) {
 	for {
-		n, _, err := unix.Recvfrom(s.fd, s.recv, 0)
+		n, err := unix.Read(s.fd, s.recv) // not Recvfrom, which allocates the sender
 		switch err {
 		case nil:
 			return n, true
@@ -161,29 +161,38 @@ func (s *nlsock) ask(request []byte, typ uint16, each func(payload []byte)) erro
 		case !ok:
 			return nil // a single answer ends by this, a dump by NLMSG_DONE below
 		}
-		for m := s.recv[:n]; len(m) >= unix.SizeofNlMsghdr; {
-			length, t, flags := int(native.Uint32(m)), native.Uint16(m[4:]), native.Uint16(m[6:])
-			if length < unix.SizeofNlMsghdr || length > len(m) {
-				break
-			}
-			switch {
-			case t == unix.NLMSG_DONE && flags&unix.NLM_F_DUMP_INTR != 0:
-				return unix.EINTR
-			case t == unix.NLMSG_DONE:
-				return nil
-			case t == unix.NLMSG_ERROR && length >= unix.SizeofNlMsghdr+4:
-				if errno := unix.Errno(-int32(native.Uint32(m[unix.SizeofNlMsghdr:]))); errno != 0 {
-					return errno
-				}
-			case t == typ:
-				if flags&unix.NLM_F_DUMP_INTR != 0 {
-					return unix.EINTR
-				}
-				each(m[unix.SizeofNlMsghdr:length])
-			}
-			m = m[min(align4(length), len(m)):]
+		if done, err := readAnswers(s.recv[:n], typ, each); done || err != nil {
+			return err
 		}
 	}
+}
+
+// readAnswers reads one datagram of ask's answers, and reports whether it ended
+// the dump.
+func readAnswers(m []byte, typ uint16, each func(payload []byte)) (done bool, err error) {
+	for len(m) >= unix.SizeofNlMsghdr {
+		length, t, flags := int(native.Uint32(m)), native.Uint16(m[4:]), native.Uint16(m[6:])
+		if length < unix.SizeofNlMsghdr || length > len(m) {
+			return false, nil
+		}
+		ends := t == unix.NLMSG_DONE || t == unix.NLMSG_ERROR
+		switch {
+		case flags&unix.NLM_F_DUMP_INTR != 0 && (t == unix.NLMSG_DONE || t == typ):
+			return true, unix.EINTR
+		case ends && length >= unix.SizeofNlMsghdr+4:
+			// A dump that fails in its middle says so in its end.
+			if errno := unix.Errno(-int32(native.Uint32(m[unix.SizeofNlMsghdr:]))); errno != 0 {
+				return true, errno
+			}
+		case t == typ:
+			each(m[unix.SizeofNlMsghdr:length])
+		}
+		if t == unix.NLMSG_DONE {
+			return true, nil
+		}
+		m = m[min(align4(length), len(m)):]
+	}
+	return false, nil
 }
 
 func align4(n int) int { return (n + 3) &^ 3 }
@@ -329,7 +338,7 @@ func (a *addresses) request(typ, flags int, index uint32, ifname string, p netip
 		preferred = 0
 		req.AddData(nl.NewRtAttr(unix.IFA_FLAGS, native.AppendUint32(nil, unix.IFA_F_NODAD)))
 	}
-	cache := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Prefered: preferred, Valid: lifetime}}
+	cache := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Prefered: preferred, Valid: lifetime}} //nolint:misspell // the kernel's own name
 	req.AddData(nl.NewRtAttr(unix.IFA_CACHEINFO, cache.Serialize()))
 	req.AddData(nl.NewRtAttr(ifaProto, []byte{addressProto}))
 	return req.Serialize()
@@ -414,14 +423,18 @@ func (a *addresses) removeOurs(keep ...netip.Prefix) (removed []router.KernelAdd
 		if err != nil {
 			return removed, err
 		}
-		var ours []router.KernelAddress
+		var ours, kept []router.KernelAddress
 		for _, k := range all {
-			if k.Ours && !slices.Contains(keep, k.Prefix) {
+			switch {
+			case !k.Ours:
+			case slices.Contains(keep, k.Prefix):
+				kept = append(kept, k)
+			default:
 				ours = append(ours, k)
 			}
 		}
 		if len(ours) == 0 {
-			a.remove = a.remove[:0]
+			a.prepare(kept) // the end of those is to find its requests made (I3)
 			return removed, nil
 		}
 		a.prepare(ours)
@@ -433,15 +446,18 @@ func (a *addresses) removeOurs(keep ...netip.Prefix) (removed []router.KernelAdd
 	return removed, fmt.Errorf("remove addresses: somebody adds %s again as often as it is removed", removed[len(removed)-1].Prefix)
 }
 
-// protectForeign keeps the removal of an address of ours from taking foreign
-// ones with it: where ours is the first of its IPv4 subnet on the interface,
-// the kernel would delete the others unless told to promote them.
-func (a *addresses) protectForeign(w cluster.FloatingAddress) {
-	if !w.Prefix.Addr().Is4() {
-		return
-	}
-	path := "/proc/sys/net/ipv4/conf/" + w.Interface + "/promote_secondaries"
-	if raw, err := os.ReadFile(path); err == nil && len(raw) > 0 && raw[0] == '0' {
-		_ = os.WriteFile(path, []byte("1\n"), 0o644) // read-only /proc: then as the kernel does it
+// protectForeign keeps a later removal of these addresses of ours from taking
+// foreign ones with it: where ours is the first of its IPv4 subnet on the
+// interface, the kernel would delete the others unless told to promote them.
+func (a *addresses) protectForeign(added []cluster.FloatingAddress) {
+	for i, w := range added {
+		same := func(b cluster.FloatingAddress) bool { return b.Prefix.Addr().Is4() && b.Interface == w.Interface }
+		if !w.Prefix.Addr().Is4() || slices.ContainsFunc(added[:i], same) {
+			continue
+		}
+		path := "/proc/sys/net/ipv4/conf/" + w.Interface + "/promote_secondaries"
+		if raw, err := os.ReadFile(path); err == nil && len(raw) > 0 && raw[0] == '0' {
+			_ = os.WriteFile(path, []byte("1\n"), 0o644) // read-only /proc: then as the kernel does it
+		}
 	}
 }

@@ -37,6 +37,12 @@ func (g *Guard) preflight(ctx context.Context, q cluster.PreflightRequest) clust
 	if gateErr != nil {
 		problem("the gate is not in force: %v", gateErr)
 	}
+	g.mu.Lock()
+	err = g.feedingRefuses()
+	g.mu.Unlock()
+	if err != nil {
+		problem("%v", err)
+	}
 	for _, s := range q.Services {
 		if text := g.preflightService(ctx, s); text != "" {
 			problem("%s", text)
@@ -52,6 +58,9 @@ func (g *Guard) preflight(ctx context.Context, q cluster.PreflightRequest) clust
 			problem("%s", text)
 		}
 	}
+	g.mu.Lock()
+	res.MaxEpoch = g.max[epochLine(cluster.OwnerPrimary)]
+	g.mu.Unlock()
 	return res
 }
 

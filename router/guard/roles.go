@@ -25,8 +25,12 @@ type role struct {
 	deadline cluster.Instant
 	ended    bool
 
-	// mayAdd is the right to add what is not there: given by Begin, taken by
-	// Withdraw and by a restart of the guard.
+	// mayAdd is Present's right to name addresses and to open the gate for them:
+	// given by Begin, taken by Withdraw and by a restart of the guard. What
+	// Present has named is no longer new: what of it vanishes from the kernel the
+	// tick brings back while the role lives, an adopted one's, too, for the
+	// ledger has its deadline, never a longer one, and the list. No tick opens
+	// the gate: without a living element the address answers nobody (I1).
 	mayAdd bool
 	wanted []cluster.FloatingAddress // what Present has named
 	// suspendedAt is when the gate was found broken: the addresses are away
@@ -38,6 +42,7 @@ type role struct {
 	ctx      context.Context // ends with the role: Run and checks hang on it
 	cancel   context.CancelCauseFunc
 	busy     sync.WaitGroup // starts and runs under way: the end waits for them
+	end      *ending        // made with the role: its end allocates nothing
 }
 
 // suspend takes the addresses' right away until a renewal sent after now.
@@ -100,6 +105,11 @@ func (g *Guard) enterRole(d cluster.RoleDeadline) (*role, error) {
 	if err := g.admissible(d, "begin"); err != nil { // the clock read again: fsync takes its time
 		return nil, err
 	}
+	if d.Owner == cluster.OwnerPrimary {
+		if err := g.refusesPrimary(); err != nil {
+			return nil, err
+		}
+	}
 	r := g.roles[d.Owner]
 	if r != nil && !g.lives(r) {
 		return nil, fmt.Errorf("begin role %s: the earlier holding's deadline has just passed, it is being ended: %w", d.Owner, cluster.ErrRefused)
@@ -108,21 +118,29 @@ func (g *Guard) enterRole(d cluster.RoleDeadline) (*role, error) {
 		if g.ending[d.Owner] != nil || g.closed {
 			return nil, fmt.Errorf("begin role %s: an earlier holding is still being ended: %w", d.Owner, cluster.ErrRefused)
 		}
-		r = newRole(d)
+		r = g.newRole(d)
 		g.roles[d.Owner] = r
 	}
 	adopted := r.epoch
 	r.epoch, r.deadline, r.mayAdd = d.Epoch, d.Deadline, true
+	if d.Owner == cluster.OwnerNode {
+		g.node.until = d.Deadline
+	}
+	g.relinquished = false
 	g.record()
 	g.rearm()
+	g.feeder.poke()
 	g.log.Info("role begun", zap.String("owner", string(d.Owner)), zap.Uint64("epoch", uint64(d.Epoch)),
 		zap.Duration("for", d.Deadline.Sub(g.clock.Now())), zap.Uint64("adopted_from_epoch", uint64(adopted)))
 	return r, nil
 }
 
-func newRole(d cluster.RoleDeadline) *role {
+func (g *Guard) newRole(d cluster.RoleDeadline) *role {
 	r := &role{owner: d.Owner, epoch: d.Epoch, deadline: d.Deadline, services: map[string]*service{}}
 	r.ctx, r.cancel = context.WithCancelCause(context.Background())
+	e := &ending{role: r, tried: make(chan struct{}), done: make(chan struct{})}
+	e.finish = func() { g.finish(e) }
+	r.end = e
 	return r
 }
 
@@ -150,7 +168,7 @@ func (g *Guard) raiseEpoch(d cluster.RoleDeadline) error {
 	g.mu.Lock()
 	err := g.admissible(d, "begin")
 	g.mu.Unlock()
-	if err != nil {
+	if err != nil || d.Owner == cluster.OwnerNode { // which nobody else could hold: no disk is waited for
 		return err
 	}
 	return g.persistEpoch(epochLine(d.Owner), d.Epoch)
@@ -172,7 +190,7 @@ func (g *Guard) persistEpoch(line string, e cluster.Epoch) error {
 		return nil
 	}
 	if err := writeEpochs(g.cfg.StateFile, raised); err != nil {
-		return err
+		return fmt.Errorf("epoch %d of role %s is not served before it is on disk; make that folder writable: %w", e, line, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -181,16 +199,20 @@ func (g *Guard) persistEpoch(line string, e cluster.Epoch) error {
 }
 
 // prepareEpoch makes the epoch of a role that is about to be begun durable
-// beforehand. While a role lives here it does nothing, since a larger epoch
+// beforehand, or says that it could not be begun (I2). While a role lives here it does nothing, since a larger epoch
 // would make that one stale.
 func (g *Guard) prepareEpoch(e cluster.Epoch) error {
 	g.persisting.Lock()
 	defer g.persisting.Unlock()
 	g.mu.Lock()
 	held := g.roles[cluster.OwnerPrimary] != nil || g.ending[cluster.OwnerPrimary] != nil
+	seen := g.max[epochLine(cluster.OwnerPrimary)]
 	g.mu.Unlock()
-	if held || e > cluster.MaxEpoch {
+	switch {
+	case held || e > cluster.MaxEpoch:
 		return nil
+	case e < seen:
+		return fmt.Errorf("epoch %d is too small: %d has been seen on this host: %w", e, seen, cluster.ErrStaleEpoch)
 	}
 	return g.persistEpoch(epochLine(cluster.OwnerPrimary), e)
 }
@@ -221,6 +243,9 @@ func (g *Guard) extend(d cluster.RoleDeadline) error {
 		return err
 	}
 	r.deadline = d.Deadline
+	if d.Owner == cluster.OwnerNode {
+		g.node.until = d.Deadline
+	}
 	g.record()
 	g.rearm()
 	back := d.Owner == cluster.OwnerPrimary && r.resumes(d)
@@ -288,7 +313,9 @@ func (g *Guard) record() {
 	for _, e := range g.ending { // until verified gone
 		held = append(held, e.role.held())
 	}
-	if err := g.ledger.save(held); err != nil {
+	held = append(held, g.expired...) // likewise
+	s := ledgerState{Roles: held, NodeUntil: g.node.until, Feeding: g.feed, Relinquished: g.relinquished}
+	if err := g.ledger.save(s); err != nil {
 		g.log.Error("guard's ledger not written", zap.Error(err))
 	}
 }
@@ -306,7 +333,7 @@ func (r *role) held() heldRole {
 
 // adopt takes a live role over from the ledger. The caller holds mu.
 func (g *Guard) adopt(h heldRole) {
-	r := newRole(h.RoleDeadline)
+	r := g.newRole(h.RoleDeadline)
 	r.wanted = h.Addresses
 	g.roles[h.Owner] = r
 	line := epochLine(h.Owner)
@@ -319,70 +346,106 @@ func (g *Guard) adopt(h heldRole) {
 }
 
 // expire ends each role whose deadline has passed. It runs on the alarm's
-// thread and at each tick.
+// thread and at each tick. Up to the end of gate and addresses it allocates
+// nothing, so that a host short of memory is late for no deadline; the kill of a
+// hook reads /proc besides its write, and the verification allocates as it likes.
 func (g *Guard) expire() {
 	g.mu.Lock()
 	now := g.clock.Now()
-	var ended []*ending
+	var few [8]*ending // more than that many at once may allocate
+	ended := few[:0]
 	for _, r := range g.roles {
 		if r.deadline <= now {
-			ended = append(ended, g.markEnded(r, "its deadline passed"))
+			ended = g.endNow(ended, r, "its deadline passed")
 		}
 	}
 	g.rearm()
 	g.mu.Unlock()
-	for _, e := range ended {
-		g.stopEffects(e)
-	}
+	g.stopEffects(ended...)
 }
 
-// ending is a role whose effects are being removed.
+// ending is a role whose effects are being removed. It is made with the role,
+// and is the error by which what hangs on the role's context ends.
 type ending struct {
 	role   *role
 	cause  string
 	begun  cluster.Instant
+	tried  chan struct{} // closed once stopEffects has done its part
 	done   chan struct{} // closed once verified gone
+	lapse  bool          // it ends because the node's right has
 	detail string        // what is still there; Guard.mu's
+	finish func()        // finish of this one
 
 	telling sync.Mutex // held while its fault is told or cleared
 	over    bool       // nothing is told any more; telling's
 }
+
+// Error says which role has ended and why.
+func (e *ending) Error() string {
+	return fmt.Sprintf("role %s has ended, %s: %v", e.role.owner, e.cause, cluster.ErrDeadline)
+}
+
+// Unwrap returns cluster.ErrDeadline.
+func (e *ending) Unwrap() error { return cluster.ErrDeadline }
 
 // markEnded makes the role dead for everybody. Its effects are stopEffects',
 // which the caller calls once it has let go of mu.
 func (g *Guard) markEnded(r *role, cause string) *ending {
 	r.ended = true
 	delete(g.roles, r.owner)
-	e := &ending{role: r, cause: cause, begun: g.clock.Now(), done: make(chan struct{})}
+	e := r.end
+	e.cause, e.begun = cause, g.clock.Now()
 	g.ending[r.owner] = e
-	g.work.Add(1)
+	g.work.Add(1) // finish
+	g.feeder.poke()
 	return e
 }
 
-// stopEffects removes everything that hangs on the role. Killing and verifying
-// have goroutines of their own, so that a kernel which is slow at one thing
-// does not delay the others; the gate and the addresses are done inline as far
-// as nobody else holds them: on the alarm's own thread, that is the quickest.
-func (g *Guard) stopEffects(e *ending) {
-	e.role.cancel(fmt.Errorf("role %s has ended, %s: %w", e.role.owner, e.cause, cluster.ErrDeadline))
-	g.work.Go(func() { // once more by finish, until verified
-		for _, s := range e.role.services {
-			s.killNow()
-		}
-	})
-	go g.finish(e) // entered into work by markEnded
-	if e.role.owner != cluster.OwnerPrimary {
-		return
+// stopEffects removes everything that hangs on the roles, by what has been
+// prepared and without waiting for anybody: gate and addresses as far as nobody
+// else holds them, then the services. On the alarm's own thread that is the
+// quickest: on a busy host any other gets to run milliseconds later. Should the
+// kernel be slow at one of these, finish, which has a goroutine of its own, does
+// the others; so the kills, which others may hold up (a control group is being
+// made, say), come after every role's gate and addresses.
+func (g *Guard) stopEffects(ended ...*ending) {
+	for _, e := range ended {
+		e.role.cancel(e)
+		go e.finish() // entered into work by markEnded
 	}
+	for _, e := range ended {
+		if e.role.owner == cluster.OwnerPrimary {
+			g.cutAddresses()
+		}
+	}
+	for _, e := range ended {
+		e.kill()
+		close(e.tried)
+	}
+}
+
+// cutAddresses shuts the gate, then takes the addresses away. Finish verifies both.
+func (g *Guard) cutAddresses() {
 	if g.gate != nil && g.gate.mu.TryLock() {
-		_ = g.gate.shut() // verified by finish
+		_ = g.gate.shut()
 		g.gate.mu.Unlock()
 	}
 	if g.addrs.mu.TryLock() {
-		_ = g.addrs.removeNow() // verified by finish
+		_ = g.addrs.removeNow()
 		g.addrs.mu.Unlock()
 	}
 }
+
+// kill kills the role's services without waiting.
+func (e *ending) kill() {
+	for _, s := range e.role.services {
+		s.killNow()
+	}
+}
+
+// firstTry is how long finish leaves everything to stopEffects: a lock that it
+// took first would take the alarm's thread its priority away.
+const firstTry = 10 * time.Millisecond
 
 // finish verifies that nothing of the role is left, trying again until that is
 // so. What takes longer than G is a fault, on which nobody feeds the watchdog
@@ -392,6 +455,11 @@ func (g *Guard) finish(e *ending) {
 	subject := "end of " + string(e.role.owner)
 	late := time.AfterFunc(g.cfg.Grace, func() { g.tellLate(e, subject) })
 	defer late.Stop()
+	select {
+	case <-e.tried:
+	case <-time.After(firstTry):
+		e.kill() // before anything that can be stuck
+	}
 	for pause := time.Millisecond; ; pause = min(2*pause, g.cfg.Tick) {
 		err := g.verifyGone(e)
 		if err == nil {
@@ -413,6 +481,7 @@ func (g *Guard) finish(e *ending) {
 	g.mu.Lock()
 	delete(g.ending, e.role.owner)
 	g.record()
+	g.feeder.poke()
 	g.mu.Unlock()
 	took := g.clock.Now().Sub(e.begun)
 	g.log.Info("role ended", zap.String("owner", string(e.role.owner)), zap.Uint64("epoch", uint64(e.role.epoch)),
@@ -470,29 +539,48 @@ func (g *Guard) end(ctx context.Context, o cluster.DeadlineOwner, epoch cluster.
 		g.mu.Unlock()
 		return fmt.Errorf("end role %s at epoch %d: epoch %d has been served on this host: %w", o, epoch, seen, cluster.ErrStaleEpoch)
 	}
-	e := g.ending[o]
-	var fresh *ending
-	if r := g.roles[o]; r != nil && e == nil {
-		fresh = g.markEnded(r, "it was told to")
-		e = fresh
+	var fresh []*ending
+	if r := g.hangsOn(o); r != nil && g.ending[o] == nil {
+		fresh = g.endNow(nil, r, "it was told to")
 		g.record() // a guard that is killed now must not come back with a deadline yet to come (I3)
 		g.rearm()
 	}
+	waits := g.endingsOf(o)
 	g.mu.Unlock()
-	if fresh != nil {
-		g.stopEffects(fresh)
-	}
-	if e == nil {
+	g.stopEffects(fresh...)
+	if len(waits) == 0 {
 		return g.endUnheld(o)
 	}
-	select {
-	case <-e.done:
-		return nil
-	case <-ctx.Done():
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		return fmt.Errorf("end role %s: not verified gone yet (%s): %w", o, e.detail, context.Cause(ctx))
+	for _, e := range waits {
+		select {
+		case <-e.done:
+		case <-ctx.Done():
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return fmt.Errorf("end role %s: not verified gone yet (%s): %w", o, e.detail, context.Cause(ctx))
+		}
 	}
+	return nil
+}
+
+// hangsOn returns the owner's role; where the node's right is not held, the
+// primary role for it, which hangs on it as well. The caller holds mu.
+func (g *Guard) hangsOn(o cluster.DeadlineOwner) *role {
+	r := g.roles[o]
+	if r == nil && o == cluster.OwnerNode {
+		r = g.roles[cluster.OwnerPrimary]
+	}
+	return r
+}
+
+// endingsOf lists what of the owner's is being ended. The caller holds mu.
+func (g *Guard) endingsOf(o cluster.DeadlineOwner) (list []*ending) {
+	for _, e := range g.ending {
+		if e.role.owner == o || o == cluster.OwnerNode && e.role.owner == cluster.OwnerPrimary {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 // endUnheld verifies that a role nobody holds has left nothing behind.
@@ -513,9 +601,7 @@ func (g *Guard) endEverything() error {
 	}
 	g.record()
 	g.mu.Unlock()
-	for _, e := range all {
-		g.stopEffects(e)
-	}
+	g.stopEffects(all...)
 	for _, e := range all {
 		select {
 		case <-e.done:

@@ -137,6 +137,7 @@ func (p *peer) write(ctx context.Context) {
 				_ = p.conn.Close()
 				return
 			}
+			_ = p.conn.SetWriteDeadline(time.Time{}) // one left behind would wake the guard for nothing
 		}
 	}
 }
@@ -249,6 +250,8 @@ func (g *Guard) handle(ctx context.Context, m router.Message) (any, error) {
 			return nil, err
 		}
 		return g.runProgram(ctx, q)
+	case router.MethodRelinquish:
+		return nil, g.relinquish()
 	}
 	return nil, g.handleUnderEpoch(ctx, m)
 }

@@ -401,19 +401,35 @@ func (g *Guard) adoptService(r *role, h heldService) {
 	g.watch(r, s)
 }
 
+const (
+	// unverifiedLeftovers names them in what is told.
+	unverifiedLeftovers = "what an earlier guard left"
+	// leftoverPause is between attempts to end them.
+	leftoverPause = time.Second
+)
+
 // endLeftovers ends what an earlier guard has left of roles whose deadline has
-// passed, and every service that no live role knows.
+// passed, and every service that no live role knows. What is not verified gone
+// is tried again until it is.
 func (g *Guard) endLeftovers(ctx context.Context, expired []heldRole) {
+	groups := proc.Services(g.cfg.SlicePath) // now: what is started later is none of them
 	g.mu.Lock()
-	var keep []string
 	for _, r := range g.roles {
 		for _, s := range r.services {
-			keep = append(keep, s.held().Group)
+			groups = slices.DeleteFunc(groups, func(group string) bool { return group == s.held().Group })
 		}
 	}
 	g.mu.Unlock()
-	if err := endHeld(ctx, expired, g.units, g.cfg.SlicePath, keep); err != nil {
-		g.fault("leftovers", fmt.Sprintf("what an earlier guard left is not verified gone: %v", err))
+	if !g.leftoversGone(ctx, expired, groups) {
+		g.work.Go(func() {
+			for !g.leftoversGone(ctx, expired, groups) {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(leftoverPause):
+				}
+			}
+		})
 	}
 	for _, h := range expired {
 		g.log.Warn("ended what an earlier guard had left past its deadline", zap.String("owner", string(h.Owner)), zap.Uint64("epoch", uint64(h.Epoch)))
@@ -421,12 +437,32 @@ func (g *Guard) endLeftovers(ctx context.Context, expired []heldRole) {
 	}
 }
 
+// leftoversGone ends them once more and reports whether nothing is left.
+func (g *Guard) leftoversGone(ctx context.Context, expired []heldRole, groups []string) bool {
+	err := endHeld(ctx, expired, g.units, g.cfg.SlicePath, groups)
+	g.mu.Lock()
+	if err == nil {
+		g.leftovers, g.expired = "", nil
+		g.record()
+	} else {
+		g.leftovers = unverifiedLeftovers
+	}
+	g.feeder.poke()
+	g.mu.Unlock()
+	text := ""
+	if err != nil {
+		text = fmt.Sprintf("what an earlier guard left is not verified gone: %v", err)
+	}
+	g.fault("leftovers", text)
+	return err == nil
+}
+
 // leftoverLimit bounds the verification of each thing left.
 const leftoverLimit = 2 * time.Second
 
-// endHeld kills the services of these roles, every service group below the
-// slice but those to keep, and what a dead guard was running.
-func endHeld(ctx context.Context, roles []heldRole, u *units, slice string, keep []string) error {
+// endHeld kills the services of these roles, these service groups below the
+// slice, and what a dead guard was running.
+func endHeld(ctx context.Context, roles []heldRole, u *units, slice string, groups []string) error {
 	var errs []error
 	bounded := func(f func(ctx context.Context) error) {
 		ctx, cancel := context.WithTimeout(ctx, leftoverLimit)
@@ -444,10 +480,8 @@ func endHeld(ctx context.Context, roles []heldRole, u *units, slice string, keep
 			}
 		}
 	}
-	for _, group := range proc.Services(slice) {
-		if !slices.Contains(keep, group) {
-			bounded(func(ctx context.Context) error { return proc.EndGroup(ctx, group) })
-		}
+	for _, group := range groups {
+		bounded(func(ctx context.Context) error { return proc.EndGroup(ctx, group) })
 	}
 	// Any run sweeps the runs of guards that are dead.
 	bounded(func(ctx context.Context) error {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pvc.internal/cluster"
+	"pvc.internal/proc"
 )
 
 // sweepKillWait bounds the wait for a guard that was killed to let go of its lock.
@@ -69,13 +70,13 @@ func sweepGate(cfg Config) error {
 	return g.build(addrsOf(cfg.Addresses))
 }
 
-// sweepServices ends what the ledger and the control groups name, and empties
-// the ledger.
+// sweepServices ends what the ledger and the control groups name, and takes the
+// roles out of the ledger.
 func sweepServices(cfg Config) error {
 	l, held, unread := openLedger(cfg.ledgerPath())
 	u := newUnits()
 	defer u.close()
-	err := endHeld(context.Background(), held.Roles, u, cfg.SlicePath, nil)
+	err := endHeld(context.Background(), held.Roles, u, cfg.SlicePath, proc.Services(cfg.SlicePath))
 	if unread != nil { // what the control groups name is ended all the same
 		return errors.Join(err, unread)
 	}
@@ -83,7 +84,8 @@ func sweepServices(cfg Config) error {
 	if err != nil {
 		return err
 	}
-	return l.save(nil)
+	held.Roles = nil // the rest stays: a machine that is not fed any more never is (I3)
+	return l.save(held)
 }
 
 // seizeLock takes the guard's lock, killing a guard that holds it.

@@ -40,6 +40,7 @@ func parts() []part {
 		{"keepalived", "the same faults under keepalived, on the same bridges", measureKeepalived},
 		{"guard", "the guard stopped between its deadline check and the kernel", measureGuard},
 		{"loss", "power loss and link down: silence, time to verified power-off", measureLoss},
+		{"fence", "power loss: claimed, verified off, roles and records clean", measureFence},
 		{"twice", "kill -9 and SIGSTOP: answers given twice", measureTwice},
 		{"zkleader", "the ZooKeeper leader killed: the address stays", measureZooKeeperLeader},
 		{"restart", "the agent killed and back after 200 ms: nothing moves", measureRestart},
@@ -47,6 +48,7 @@ func parts() []part {
 		{"stress", "stress-ng on all processors for 60 s", measureStress},
 		{"fast", "power loss with the profile fast", measureFast},
 		{"contenders", "eight contenders, one winner each round", measureContenders},
+		{"nodes", "a thousand nodes' keepalives on three servers", measureNodes},
 		{"stuck", "a collector that never returns and a plugin that hangs and forks", measureStuck},
 		{"shutdown", "shutdown with a service that takes 60 s", measureShutdown},
 	}

@@ -242,7 +242,7 @@ func (b *bed) respond() error {
 	var conn net.PacketConn
 	err := b.host.do(func() error {
 		var err error
-		conn, err = net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", bedPort))
+		conn, err = new(net.ListenConfig).ListenPacket(context.Background(), "udp4", fmt.Sprintf("0.0.0.0:%d", bedPort))
 		return err
 	})
 	if err != nil {
@@ -270,7 +270,7 @@ func (b *bed) ask() error {
 	var conn net.PacketConn
 	err := b.client.do(func() error {
 		var err error
-		conn, err = net.ListenPacket("udp4", "192.0.2.2:0")
+		conn, err = new(net.ListenConfig).ListenPacket(context.Background(), "udp4", "192.0.2.2:0")
 		return err
 	})
 	if err != nil {
@@ -327,7 +327,7 @@ func (b *bed) startGuard(bin string) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(bin, "pvcnoded"), "guard", "-c", path)
+	cmd := exec.Command(filepath.Join(bin, "pvcnoded"), "guard", "-c", path) //nolint:noctx // end ends it, and the kernel with this process
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	started, end := make(chan error), make(chan struct{})

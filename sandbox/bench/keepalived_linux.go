@@ -111,6 +111,7 @@ func (r *rivals) start(ctx context.Context, n *sandbox.Node) error {
 		return err
 	}
 	defer log.Close()
+	//nolint:noctx // it lives as long as the node
 	cmd := exec.Command("nsenter", "-t", fmt.Sprint(pid), "-n", "-p", "-m", "-u", "--", "keepalived", "--dont-fork", "--vrrp", "--log-console",
 		"--use-file", r.configPath(n), "--pid", filepath.Join(n.Dir, "keepalived.pid"), "--vrrp_pid", filepath.Join(n.Dir, "vrrp.pid"))
 	cmd.Stdout, cmd.Stderr = log, log

@@ -142,7 +142,7 @@ func readLog(r io.Reader) ([]txn, error) {
 		_ = f.int64() // checksum
 		body := f.bytes()
 		if f.err != nil || len(body) == 0 {
-			return out, nil
+			return out, nil //nolint:nilerr // the log's end: it is being written
 		}
 		t, err := parseTxn(body)
 		if err != nil {

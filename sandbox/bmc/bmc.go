@@ -116,7 +116,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	wait.Wait()
 	s.chassis.pending.Wait()
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // closed because it was to end
 	}
 	if err != nil {
 		return fmt.Errorf("serve BMC on %s: %w", s.conn.LocalAddr(), err)

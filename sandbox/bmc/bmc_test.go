@@ -136,6 +136,29 @@ func TestSlowPowerDiesWithTheController(t *testing.T) {
 	}
 }
 
+// A machine that takes power by itself after an off was off in between.
+func TestBounceGivesPowerBackAfterAnOff(t *testing.T) {
+	m := &machine{}
+	m.on.Store(true)
+	faults := &Faults{}
+	faults.Bounce(20 * time.Millisecond)
+	c := &chassis{power: m, faults: faults, stop: make(chan struct{})}
+	if err := c.SetPower(t.Context(), false); err != nil || m.on.Load() {
+		t.Fatalf("off: %v, on=%v", err, m.on.Load())
+	}
+	c.pending.Wait()
+	if !m.on.Load() || m.cycle.Load() != 1 {
+		t.Errorf("on=%v after %d offs, want on after one", m.on.Load(), m.cycle.Load())
+	}
+	faults.Clear()
+	if err := c.SetPower(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if c.pending.Wait(); m.on.Load() {
+		t.Error("power came back though the fault was cleared")
+	}
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	good := Config{Listen: "127.0.0.1:0", User: "u", Password: "p", Power: &machine{}}
 	if err := good.Validate(); err != nil {

@@ -39,13 +39,19 @@ func (c *chassis) shut() {
 func (c *chassis) PowerState(context.Context) (bool, error) { return c.power.Status() }
 
 // SetPower implements hal.ChassisHAL; under Lying it acknowledges and does
-// nothing, under Slow it acknowledges and acts later.
+// nothing, under Slow it acknowledges and acts later, under Bounce an off is
+// followed by an on.
 func (c *chassis) SetPower(_ context.Context, on bool) error {
-	act := c.power.Off
 	if on {
-		act = c.power.On
+		return c.later(c.power.On)
 	}
-	return c.later(act)
+	return c.later(func() error {
+		err := c.power.Off()
+		if back := time.Duration(c.faults.bounce.Load()); err == nil && back > 0 {
+			c.delay(back, c.power.On)
+		}
+		return err
+	})
 }
 
 // PowerCycle implements hal.ChassisHAL.
@@ -79,10 +85,16 @@ func (c *chassis) later(act func() error) error {
 	if delay <= 0 {
 		return act()
 	}
+	c.delay(delay, act)
+	return nil
+}
+
+// delay has act done later, unless the controller has ended by then.
+func (c *chassis) delay(delay time.Duration, act func() error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return nil
+		return
 	}
 	c.pending.Go(func() {
 		timer := time.NewTimer(delay)
@@ -93,7 +105,6 @@ func (c *chassis) later(act func() error) error {
 		case <-c.stop:
 		}
 	})
-	return nil
 }
 
 // Chassis implements hal.HAL.

@@ -18,6 +18,7 @@ type Faults struct {
 	lying       atomic.Bool
 	slow        atomic.Int64 // nanoseconds
 	latency     atomic.Int64 // nanoseconds
+	bounce      atomic.Int64 // nanoseconds
 
 	mu            sync.Mutex
 	wrongPassword bool
@@ -33,6 +34,20 @@ func (f *Faults) Lying(on bool) { f.lying.Store(on) }
 
 // Slow makes power change only d after the command was acknowledged; 0 ends it.
 func (f *Faults) Slow(d time.Duration) { f.slow.Store(int64(d)) }
+
+// Bounce makes the machine take power again by itself d after an off, as one
+// does that is set to start whenever its supply returns; 0 ends it.
+func (f *Faults) Bounce(d time.Duration) { f.bounce.Store(int64(d)) }
+
+// Clear ends all faults.
+func (f *Faults) Clear() {
+	f.Unreachable(false)
+	f.Lying(false)
+	f.WrongPassword(false)
+	f.Slow(0)
+	f.Latency(0)
+	f.Bounce(0)
+}
 
 // Latency delays every answer by d; 0 ends it.
 func (f *Faults) Latency(d time.Duration) { f.latency.Store(int64(d)) }

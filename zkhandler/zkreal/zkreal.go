@@ -5,6 +5,7 @@ package zkreal
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -114,7 +115,7 @@ func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	var ports []int
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatalf("find a free port: %v", err)
 		}
@@ -193,9 +194,10 @@ func (e *Ensemble) launch(i int) {
 	}
 	defer log.Close()
 	args := append([]string{"-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto",
+		"-XX:-UsePerfData", // else a file in the temporary folder outlives each kill
 		"-Dzookeeper.jmx.log4j.disable=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"}, e.options.JVM...)
 	args = append(args, "-cp", e.classPath(), "org.apache.zookeeper.server.quorum.QuorumPeerMain", filepath.Join(s.dir, "zoo.cfg"))
-	cmd := exec.Command("java", args...)
+	cmd := exec.Command("java", args...) //nolint:noctx // Kill ends it, and the kernel with this process
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := startProcess(cmd); err != nil {
@@ -203,7 +205,7 @@ func (e *Ensemble) launch(i int) {
 	}
 	exited := make(chan struct{})
 	go func() {
-		cmd.Wait()
+		_ = cmd.Wait() // how it ended is in its log
 		close(exited)
 	}()
 	s.process, s.exited = cmd, exited
@@ -257,7 +259,7 @@ func (e *Ensemble) Kill(i int) {
 	if s.process == nil {
 		return
 	}
-	s.process.Process.Kill()
+	_ = s.process.Process.Kill() // it may have ended by itself
 	<-s.exited
 	s.process = nil
 }
@@ -363,12 +365,15 @@ func (e *Ensemble) mode(i int) (string, error) {
 // FourLetter sends a four-letter command (srvr, conf, mntr, wchp, …) to
 // server i and returns the answer.
 func (e *Ensemble) FourLetter(i int, command string) (string, error) {
-	conn, err := net.DialTimeout("tcp", e.Servers()[i], time.Second)
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(context.Background(), "tcp", e.Servers()[i])
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(time.Second))
+	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
+		return "", err
+	}
 	if _, err := io.WriteString(conn, command); err != nil {
 		return "", err
 	}

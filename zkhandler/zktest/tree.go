@@ -179,8 +179,9 @@ func (c *change) create(r *request) result {
 	if slash < 0 {
 		return failed(errBadArguments)
 	}
-	acl, code := r.acl, errOK
+	acl := r.acl
 	if !c.trusted {
+		var code int32
 		if acl, code = fixupACL(r.acl, c.who); code != errOK {
 			return failed(code)
 		}
