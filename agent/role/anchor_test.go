@@ -153,3 +153,28 @@ func TestAReadyBelongsToOneHandOver(t *testing.T) {
 		t.Errorf("%s is %s with a ready sent at %d before it has sent one\n%s", n.id, n.state.Mode, n.state.readySent, w.describe())
 	}
 }
+
+// A guard that never has time enough is not asked for ever, however well the
+// renewals go: within a ttl the role is given up (I7).
+func TestARaiseThatNeverSucceedsEnds(t *testing.T) {
+	n, s, out, now, snap := handedAt(t, 600*time.Millisecond)
+	raise, anchor := effectIDs(out)
+	began := now
+	for s.Mode == Taking && now.Sub(began) < time.Minute {
+		sent := now
+		now = now.Add(100 * time.Millisecond)
+		s, _ = ackAnchor(n, s, snap, anchor, sent, now)
+		snap.Lease.Version++
+		s, out = Step(n.config(), s, Input{Now: now, Snapshot: snap, Event: Event{Step: &StepDone{ID: raise, Err: cluster.ErrDeadline}}})
+		raise = s.step
+		anchor = s.hold.write
+		if anchor == 0 { // the next renewal when it is due
+			now = max(now, s.hold.next)
+			s, _ = Step(n.config(), s, Input{Now: now, Snapshot: snap})
+			anchor = s.hold.write
+		}
+	}
+	if ttl := n.config().Timing.RoleTTL; s.Mode == Taking || now.Sub(began) > ttl+time.Second {
+		t.Errorf("%s %v after the hand-over; want the role given up within %v", s.Mode, now.Sub(began), ttl)
+	}
+}

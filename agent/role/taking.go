@@ -18,10 +18,13 @@ func (m *machine) raise() {
 }
 
 // raiseAgain answers a raise for which the guard had too little time left: the
-// renewal that was sent beside it, or has come in meanwhile, gives it more.
+// renewal that was sent beside it, or has come in meanwhile, gives it more. Who
+// has not raised anything for a whole ttl leaves the role to others (I7).
 func (m *machine) raiseAgain() bool {
 	h := m.s.hold
 	switch {
+	case m.in.Now.Sub(m.s.Since) >= m.c.Timing.RoleTTL:
+		return false
 	case h.deadline.After(m.s.raisedTo):
 		m.raise()
 	case h.write != 0 && h.purpose == forAnchor:
