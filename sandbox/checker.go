@@ -208,8 +208,8 @@ func checkEpochs(entries []Entry) []Violation {
 // checkDeadlines is I3: the holder is silent by its last renewal + ttl − grace.
 // The renewal is counted from when ZooKeeper's leader took it, which is never
 // before it was sent, and it counts as the last one only if a successor has
-// taken over or a fresh read found no newer: what is reported is a violation
-// for certain.
+// taken over or a write proved that there was no newer: what is reported is a
+// violation for certain.
 func checkDeadlines(entries []Entry, limits Limits) []Violation {
 	var out []Violation
 	var holder Entry

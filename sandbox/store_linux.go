@@ -173,29 +173,31 @@ func (w *storeWatch) view(ctx context.Context, observer cluster.NodeID) (map[clu
 }
 
 // followExpiry records, until ctx ends, that the holder's time is over: only a
-// fresh read proves that no renewal has gone unseen.
+// write proves that no renewal has gone unseen. A sync and a read do not, since
+// a server that was the leader and has been stopped answers both out of what it
+// knew, before it learns that it has been replaced.
 func (w *storeWatch) followExpiry(ctx context.Context, grace time.Duration) {
+	lease := cluster.Key{Kind: cluster.KeyLease}
 	for pause(ctx, expiryPeriod) == nil {
 		snap := w.latest()
 		if snap == nil || !overdue(snap.Lease, now(), grace) {
 			continue
 		}
 		began := now()
-		fresh, err := w.refresh(ctx)
-		if err == nil && fresh.Lease.Mzxid == snap.Lease.Mzxid {
+		if w.commit(ctx, cluster.Txn{Purpose: "expiry", Ops: []cluster.Op{cluster.Check(lease, snap.Lease.Version)}}).Outcome == cluster.OutcomeOK {
 			l := snap.Lease.Value
 			w.history.Add(Entry{At: began, Kind: KindExpired, Node: l.Holder, Epoch: l.Epoch, N: l.N})
 		}
 	}
 }
 
-const expiryPeriod = 100 * time.Millisecond
-
-func (w *storeWatch) refresh(ctx context.Context) (*cluster.Snapshot, error) {
+func (w *storeWatch) commit(ctx context.Context, t cluster.Txn) cluster.TxnResult {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	return w.Refresh(ctx)
+	return w.Commit(ctx, t)
 }
+
+const expiryPeriod = 100 * time.Millisecond
 
 // overdue reports whether the lease's holder should have fallen silent.
 func overdue(l cluster.Versioned[cluster.Lease], at cluster.Instant, grace time.Duration) bool {
