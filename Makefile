@@ -70,12 +70,13 @@ demo: deps build
 # Seconds; a round that has begun is finished.
 SOAK ?= 1800
 soak:
-	@$(MAKE) --no-print-directory deps build PACKAGES="$(PACKAGES) qemu-system-x86"
+	@$(MAKE) --no-print-directory deps build PACKAGES="$(PACKAGES) qemu-system-x86 stress-ng"
 	PVC_MODEL_ROUNDS=40000 $(GO) test -count=1 -timeout=20m -run Random ./agent/role
 	PVC_BUBBLE_SEEDS=1500 $(GO) test -count=1 -timeout=20m -run Random ./agent
 	PVC_SOAK=1 $(GO) test -count=1 -timeout=8m -run TestWatchdogOfAn ./fencing
-	PVC_SOAK=1 $(GO) test -count=1 -timeout=40m -run TestDeadNodes ./acceptance
+	PVC_SOAK=1 $(GO) test -count=1 -timeout=60m -run TestDeadNodes ./acceptance
 	bin/pvc sandbox chaos --minutes 20
+	bin/pvc sandbox chaos --minutes 10 --hypervisors 2
 	bin/pvc sandbox demo --rounds 30 --faults store-outage-20,sigstop-short,starve
 	@end=$$(($$(date +%s) + $(SOAK))); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do \

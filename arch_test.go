@@ -33,7 +33,8 @@ var layers = []struct {
 	{"agent/failsafe", []string{"cluster"}},
 	{"agent/subtask", []string{"cluster"}},
 	{"agent", []string{"cluster", "agent", "proc"}},
-	{"api", []string{"cluster", "api"}},
+	{"api", []string{"cluster", "api", "doctor"}},
+	{"doctor", []string{"cluster", "doctor"}},
 	{"zkhandler", []string{"cluster", "zkhandler"}},
 	{"router", []string{"cluster", "router", "proc"}},
 	{"fencing", []string{"cluster", "fencing", "proc"}},
@@ -64,7 +65,7 @@ var contained = map[string][]string{
 }
 
 // pureFolders hold state machines only: no goroutine, channel, clock or I/O.
-var pureFolders = []string{"agent/role", "agent/detector", "agent/failover", "agent/failsafe", "agent/lease", "agent/activity", "agent/janitor"}
+var pureFolders = []string{"agent/role", "agent/detector", "agent/failover", "agent/failsafe", "agent/lease", "agent/activity", "agent/janitor", "doctor"}
 
 // pureFiles are as pure, within packages that are not.
 var pureFiles = []string{"router/plan.go", "router/phase.go", "router/announce.go", "fencing/machine.go", "fencing/topology.go", "fencing/proof.go", "fencing/feeding.go"}

@@ -45,6 +45,69 @@ func TestGuideExplainsEveryRefusal(t *testing.T) {
 	}
 }
 
+// section is the guide's text below a heading, to the next of its kind.
+func section(t *testing.T, heading string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(text(t, "docs/operator-guide.md"), "\n## "+heading+"\n")
+	if !found {
+		t.Fatalf("docs/operator-guide.md has no section %q", heading)
+	}
+	rest, _, _ = strings.Cut(rest, "\n## ")
+	return rest
+}
+
+// told collects what the expressions capture in the files that are no tests.
+func told(t *testing.T, globs []string, expressions ...string) map[string]bool {
+	t.Helper()
+	words := map[string]bool{}
+	for _, glob := range globs {
+		files, err := filepath.Glob(glob)
+		if err != nil || len(files) == 0 {
+			t.Fatal(glob, err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			for _, e := range expressions {
+				for _, m := range regexp.MustCompile(e).FindAllStringSubmatch(text(t, file), -1) {
+					words[m[1]] = true
+				}
+			}
+		}
+	}
+	return words
+}
+
+// What is written into the history, costs health or is complained of by a guard
+// stands in the guide, so that whoever reads it there can look it up.
+func TestGuideExplainsWhatIsTold(t *testing.T) {
+	for heading, c := range map[string]struct {
+		words map[string]bool
+		least int
+		mark  string // around the word in the guide
+	}{
+		"History": {told(t, []string{"agent/*.go", "agent/role/*.go", "api/*.go", "fencing/*.go", "cluster/*.go", "zkhandler/*.go"},
+			`\bnote\(true, "([a-z_]+)"`, `\bnoteOnce\("([a-z_]+)"`, `Record: true, Kind: "([a-z_]+)"`, `cluster\.Event\{[^}]*?Kind: "([a-z_]+)"`,
+			`\.event\(r, "([a-z_]+)"`, `\b[eE]vent[A-Z]\w*\s+= "([a-z_]+)"`), 24, "`%s`"},
+		"Health": {told(t, []string{"api/status.go"}, `\badd\((?:fmt\.Sprintf\()?"([A-Z_]+?)_?(?:"|%)`), 11, "`%s"},
+	} {
+		if len(c.words) < c.least {
+			t.Errorf("found only %d of what belongs under %q: %v", len(c.words), heading, c.words)
+		}
+		for word := range c.words {
+			if !strings.Contains(section(t, heading), strings.ReplaceAll(c.mark, "%s", word)) {
+				t.Errorf("docs/operator-guide.md does not explain %s under %q", word, heading)
+			}
+		}
+	}
+	for subject := range told(t, []string{"router/guard/*.go"}, `\bfault\("([a-z ]+)"`, `subject := (?:fmt\.Sprintf\()?"([a-z]+ of )`) {
+		if !strings.Contains(section(t, "Health"), "\n| `"+subject) {
+			t.Errorf("docs/operator-guide.md does not explain the guard's fault %q", subject)
+		}
+	}
+}
+
 // The documents point at files that are there.
 func TestDocumentsPointAtFiles(t *testing.T) {
 	for _, doc := range []string{"README.md", "DESIGN.md"} {

@@ -265,11 +265,17 @@ func (c *testCluster) cli(t *testing.T, args ...string) (stdout, stderr string, 
 // pvc runs the command line, at most a minute.
 func pvc(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
+	return pvcTold(t, "", args...)
+}
+
+// pvcTold is pvc with something on its standard input.
+func pvcTold(t *testing.T, stdin string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program("pvc"), args...)
 	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	if err := cmd.Run(); cmd.ProcessState == nil {
 		t.Fatalf("pvc %v: %v", args, err)
 	}

@@ -3,6 +3,7 @@ package acceptance
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +13,8 @@ import (
 )
 
 // TestDeadNodes is what nodes live through that are found dead, or are not: a
-// few runs always, all of them with PVC_SOAK=1.
+// few runs always, all of them with PVC_SOAK=1, which takes half an hour; some
+// of them with, say, -run 'TestDeadNodes/fencer'.
 func TestDeadNodes(t *testing.T) {
 	soak, hypervisors := os.Getenv("PVC_SOAK") != "", 0
 	if soak {
@@ -57,7 +59,13 @@ func (c *testCluster) storeOutage(fault string) func(t *testing.T) {
 		if !c.Failsafe() {
 			t.Skip("role.failsafe is off in the settings of the sandbox's nodes: the role ends with its lease")
 		}
+		from := len(c.History().Entries())
 		c.lives(fault)(t)
+		// What carried the role is in the history, or its checker would know of no
+		// promise, and call a sound outage a breach of I3.
+		if !slices.ContainsFunc(c.History().Entries()[from:], func(e sandbox.Entry) bool { return e.Kind == sandbox.KindPromise }) {
+			t.Error("no promise was taken from the logs of the coordinators")
+		}
 	}
 }
 

@@ -94,7 +94,7 @@ func New(c Config, d Deps) (*Agent, error) {
 	a.dec = newDecider(role.Config{
 		Node: c.Node, Mode: c.Mode, Incarnation: c.Incarnation, Priority: c.Priority, Timing: c.Timing,
 		Addresses: c.Addresses, Services: c.Services, Yield: c.Yield, DeadProof: c.DeadProof, NewID: c.NewID,
-		Failsafe: c.Failsafe && d.Peers != nil,
+		Failsafe: c.Failsafe && d.Peers != nil, ID: c.NodeUUID,
 	}, d.Clock, d.Log, c.WallMS)
 	a.exec = newExecutor(c, d, a.dec.post)
 	a.dec.exec = a.exec
@@ -162,6 +162,7 @@ func (a *Agent) newKeepalive() (*Keepalive, error) {
 		Node: a.c.Node, Interval: a.c.Timing.KeepaliveInterval,
 		CollectLead: a.c.Timing.KeepaliveInterval / 2, // where a renewal lies: one wake-up for both
 		Clock:       a.d.Clock, Log: a.d.Log, Collection: a.d.Collector, Publish: a.exec.publish,
+		Wall: func() time.Time { return time.UnixMilli(a.c.WallMS()) },
 		Repair: func(ctx context.Context, ops []cluster.Op) error {
 			if err := a.d.Tree.EnsureNode(ctx, a.c.Node, a.c.Mode); err != nil {
 				return err

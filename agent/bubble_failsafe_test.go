@@ -65,6 +65,9 @@ func address(n cluster.NodeID) string { return string(n) + ":7371" }
 // the name, and say nothing more from the instant at which the daemon is killed.
 func (f *fabric) join(c *agent.Config, d *agent.Deps) {
 	n, life := c.Node, d.Guard.(*guardLink).life
+	if c.Host != string(n) { // a namesake on another host: the others know only the first one's address
+		return
+	}
 	if end := f.ends[n]; end != nil {
 		end()
 	}
@@ -359,6 +362,86 @@ func TestNoCoordinatorIsAddedWhileTheLeaseIsNotRenewed(t *testing.T) {
 		if now := b.standing(); now != before {
 			b.t.Errorf("%+v, before the outage %+v", now, before)
 		}
+	})
+}
+
+// Another host appears by the name of one, while all others live without the
+// store, and has it alone. What its name has promised it does not know: neither
+// the name of one that was asked nor that of the holder gives it the role (I1).
+func TestANamesakeDoesNotTakeWhatItsNameHasPromised(t *testing.T) {
+	for _, name := range []cluster.NodeID{"hv1", "hv2"} {
+		for _, again := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, started again: %v", name, again), func(t *testing.T) {
+				t.Parallel()
+				inFabric(t, threeNodes(), func(b *bubble, f *fabric) {
+					b.settled()
+					for _, n := range b.opts.names {
+						b.store.Partition(string(n))
+					}
+					time.Sleep(2 * b.timing.SessionTimeout)
+					guard := newBubbleGuard("rack9", b.clock, b.seen)
+					second := b.startAs(name, "rack9", guard)
+					if again { // it finds nobody but itself registered
+						b.always(10*time.Second, "hv1 acts", func() bool { return b.seen.holder() == "hv1" })
+						second.life.sever()
+						second.stop()
+						second = b.startAs(name, "rack9", guard)
+					}
+					b.always(80*time.Second, "hv1 acts", func() bool { return b.seen.holder() == "hv1" })
+					if second.ended() {
+						b.t.Errorf("the second has ended: %v", second.err)
+					}
+					if !slices.ContainsFunc(second.agent.Status().Role.Refusals, func(r cluster.Refusal) bool {
+						return r.Code == cluster.RefuseNotCounted && strings.Contains(r.Detail, "by the name "+string(name))
+					}) {
+						b.t.Errorf("the second does not say why it takes nothing: %v", second.agent.Status().Role.Refusals)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The same, and the lease is lost besides: what the second says of the role by
+// its name is no word of the host that holds it (I1).
+func TestANamesakeDoesNotMakeALostLeaseAnew(t *testing.T) {
+	t.Parallel()
+	inFabric(t, threeNodes(), func(b *bubble, f *fabric) {
+		b.settled()
+		for _, n := range b.opts.names {
+			b.store.Partition(string(n))
+		}
+		time.Sleep(2 * b.timing.SessionTimeout)
+		second := b.startAs("hv1", "rack9", newBubbleGuard("rack9", b.clock, b.seen))
+		time.Sleep(5 * time.Second)
+		b.store.Delete(leasePath)
+		b.always(150*time.Second, "hv1 acts", func() bool { return b.seen.holder() == "hv1" })
+		if !slices.ContainsFunc(second.agent.Status().Role.Refusals, func(r cluster.Refusal) bool {
+			return r.Code == cluster.RefuseNotCounted && strings.Contains(r.Detail, "by the name hv1")
+		}) {
+			b.t.Errorf("the second does not say why it takes nothing: %v", second.agent.Status().Role.Refusals)
+		}
+	})
+}
+
+// The lease is lost while nobody but a newcomer has the store, and its holder
+// lives by the others' word: it is not made anew beside it.
+func TestALostLeaseIsNotMadeAnewBesideItsHolder(t *testing.T) {
+	t.Parallel()
+	inFabric(t, threeNodes(), func(b *bubble, f *fabric) {
+		b.settled()
+		for _, n := range b.opts.names {
+			b.store.Partition(string(n))
+		}
+		time.Sleep(2 * time.Second)
+		b.start("hv4")
+		time.Sleep(5 * time.Second)
+		b.store.Delete(leasePath)
+		b.always(90*time.Second, "hv1 acts", func() bool { return b.seen.holder() == "hv1" })
+		for _, n := range b.opts.names {
+			b.heal(n)
+		}
+		b.settles(3 * time.Minute)
 	})
 }
 

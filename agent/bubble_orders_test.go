@@ -23,9 +23,9 @@ func (f obeyingFencer) Order(_ context.Context, o cluster.Versioned[cluster.Fenc
 	return cluster.FenceRecord{ID: "f1"}, nil, nil
 }
 
-func (obeyingFencer) Ripe(cluster.NodeView, cluster.Instant) bool { return false }
+func (obeyingFencer) Ripe(cluster.NodeView, cluster.Instant) (bool, bool) { return false, false }
 
-func (obeyingFencer) Settle(context.Context, cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (obeyingFencer) Settle(context.Context, cluster.NodeID, bool) (cluster.FenceRecord, *cluster.Refusal, error) {
 	return cluster.FenceRecord{}, nil, nil
 }
 

@@ -124,6 +124,16 @@ type bubbleOptions struct {
 	services []cluster.ServiceSpec
 	tune     func(*agent.Config, *agent.Deps)
 	talk     bool // the nodes talk directly (bubble_peers_test.go)
+	// hypervisors are those of the names that are none of the coordinators.
+	hypervisors []cluster.NodeID
+}
+
+// mode is what the node of that name is.
+func (o bubbleOptions) mode(n cluster.NodeID) cluster.Mode {
+	if slices.Contains(o.hypervisors, n) {
+		return cluster.Hypervisor
+	}
+	return cluster.Coordinator
 }
 
 // bubble is a cluster in one synctest bubble.
@@ -200,10 +210,20 @@ func emptyBubble(t *testing.T, o bubbleOptions) *bubble {
 }
 
 func (b *bubble) handler(name string, dial func(context.Context, string, string) (net.Conn, error)) *zkhandler.Handler {
-	h, err := zkhandler.New(zkhandler.Config{
+	return b.handlerOf("", name, dial)
+}
+
+// handlerOf is the handler of a node's daemon: a hypervisor's follows its own
+// records only.
+func (b *bubble) handlerOf(n cluster.NodeID, name string, dial func(context.Context, string, string) (net.Conn, error)) *zkhandler.Handler {
+	config := zkhandler.Config{
 		Servers: b.store.Servers(), SessionTimeout: b.timing.SessionTimeout, RequestTimeout: b.timing.KeepaliveInterval * 8 / 10,
 		WatchNodes: true, Dial: dial,
-	}, b.clock, b.log.Named(name), nil)
+	}
+	if b.opts.mode(n) == cluster.Hypervisor {
+		config.WatchNodes, config.WatchNode = false, n
+	}
+	h, err := zkhandler.New(config, b.clock, b.log.Named(name), nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -249,7 +269,7 @@ func (b *bubble) startAs(n, host cluster.NodeID, guard *bubbleGuard) *bubbleNode
 	b.starts++
 	client, life := string(host), &lifeline{}
 	b.store.Delay(client, latency)
-	h := b.handler(client, life.dialer(b.store.Dialer(client)))
+	h := b.handlerOf(n, client, life.dialer(b.store.Dialer(client)))
 	incarnation := cluster.Incarnation(fmt.Sprintf("%s.%d", host, b.starts))
 	collection, err := agent.NewCollection(b.clock, b.log, b.timing.CollectorDeadline)
 	if err != nil {
@@ -257,7 +277,7 @@ func (b *bubble) startAs(n, host cluster.NodeID, guard *bubbleGuard) *bubbleNode
 	}
 	ids := 0
 	c := agent.Config{
-		Node: n, Mode: cluster.Coordinator, ClusterName: "bubble", Incarnation: incarnation, BootID: fmt.Sprintf("boot %d of %s", b.boots[host], client), Host: client, NodeUUID: client,
+		Node: n, Mode: b.opts.mode(n), ClusterName: "bubble", Incarnation: incarnation, BootID: fmt.Sprintf("boot %d of %s", b.boots[host], client), Host: client, NodeUUID: client,
 		Timing: b.timing, WallMS: func() int64 { return time.Now().UnixMilli() }, Services: b.opts.services,
 		NewID: func(e cluster.Epoch) string { ids++; return fmt.Sprintf("%s-%d-%d", incarnation, e, ids) },
 	}
@@ -423,7 +443,11 @@ func (b *bubble) converged() cluster.NodeID {
 		return ""
 	}
 	for n, node := range b.nodes {
-		if n != p && !node.life.cut.Load() && !node.ended() && b.read(routerState(n)) != "secondary" {
+		idle := cluster.RouterSecondary
+		if b.opts.mode(n) == cluster.Hypervisor {
+			idle = cluster.RouterClient
+		}
+		if n != p && !node.life.cut.Load() && !node.ended() && b.read(routerState(n)) != string(idle) {
 			return ""
 		}
 	}

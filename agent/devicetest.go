@@ -112,7 +112,7 @@ func testable(snap *cluster.Snapshot) []cluster.NodeID {
 }
 
 // ordered tests one node's devices by an operator's order and publishes the
-// result in the Multi that deletes the order.
+// result in the Multi that ends the order.
 func (t *deviceTests) ordered(ctx context.Context, view cluster.NodeView) (*cluster.Refusal, error) {
 	var reports []cluster.DeviceReport
 	if t.tester != nil {
@@ -125,7 +125,7 @@ func (t *deviceTests) ordered(ctx context.Context, view cluster.NodeView) (*clus
 		return &cluster.Refusal{Code: cluster.RefuseNoDevice, Node: view.Name, Detail: fmt.Sprintf(
 			"node %s: no fence device is configured for it on node %s, the primary", view.Name, t.c.Node)}, nil
 	}
-	return nil, t.publish(ctx, view.Name, reports, cluster.Delete(cluster.Key{Kind: cluster.KeyFenceOrder, Node: view.Name}, view.Order.Version))
+	return nil, t.publish(ctx, view.Name, reports, cluster.EndOrder(view.Name, view.Order))
 }
 
 // publish writes a node's results under this very role, with what belongs to

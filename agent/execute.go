@@ -37,9 +37,11 @@ type executor struct {
 	notes *notes // what goes into the history
 
 	extendTo chan cluster.RoleDeadline
-	telling  turn            // one deadline at a time is on its way to the guard
-	told     cluster.Instant // send instant that the newest of them rests on; telling guards it
-	dropped  atomic.Uint64   // epoch whose extensions are pointless by now
+	telling  turn          // one deadline at a time is on its way to the guard
+	told     told          // the newest of them; telling guards it
+	begun    atomic.Uint64 // epoch that the guard has begun
+	up       atomic.Uint64 // epoch whose addresses the guard has presented
+	dropped  atomic.Uint64 // epoch whose extensions are pointless by now
 
 	// nodeDeadline returns the node's own deadline for a role that is to begin
 	// here; it may wait for a keepalive, until the context ends.
@@ -181,7 +183,12 @@ func (x *executor) raise(ctx context.Context, d cluster.RoleDeadline) error {
 	if err := whileRole(ctx, func() error { return x.guard.Begin(ctx, d) }); err != nil {
 		return fmt.Errorf("begin the role at epoch %d: %w", d.Epoch, err)
 	}
-	return whileRole(ctx, func() error { return x.guard.Present(ctx, d.Epoch, x.c.Addresses) })
+	x.begun.Store(uint64(d.Epoch))
+	err := whileRole(ctx, func() error { return x.guard.Present(ctx, d.Epoch, x.c.Addresses) })
+	if err == nil {
+		x.up.Store(uint64(d.Epoch))
+	}
+	return err
 }
 
 func (x *executor) startServices(ctx context.Context, e cluster.Epoch) error {
@@ -390,11 +397,15 @@ func (x *executor) runExtender(ctx context.Context) {
 }
 
 func (x *executor) extend(ctx context.Context, d cluster.RoleDeadline, failing cluster.Instant) cluster.Instant {
+	if x.begun.Load() != uint64(d.Epoch) {
+		return cluster.Never // the guard does not know the role yet; once it is raised it is told again
+	}
+	raising := x.up.Load() != uint64(d.Epoch)
 	call, cancel := context.WithTimeout(ctx, x.c.Timing.Grace)
 	err := x.tell(call, d)
 	cancel()
 	switch {
-	case err == nil || uint64(d.Epoch) <= x.dropped.Load():
+	case err == nil || uint64(d.Epoch) <= x.dropped.Load(), raising: // the raise's own end tells how it went
 		return cluster.Never
 	case errors.Is(err, cluster.ErrDeadline), errors.Is(err, cluster.ErrStaleEpoch):
 		x.post(role.Event{GuardEnded: &cluster.GuardEvent{Kind: "ended", Owner: d.Owner, Epoch: d.Epoch, Text: err.Error()}})
@@ -435,6 +446,17 @@ func (t turn) take(ctx context.Context) error {
 
 func (t turn) give() { <-t }
 
+// told is what the guard was told last: the youngest send instant that a
+// deadline rested on, and the deadline.
+type told struct{ sent, deadline cluster.Instant }
+
+// covers reports whether the guard needs no more to hear of the deadline. The
+// long one that a shutdown in maintenance leaves rests on a write that may be
+// older than a question which was answered meanwhile.
+func (t told) covers(d cluster.RoleDeadline) bool {
+	return d.Sent < t.sent && d.Deadline <= t.deadline || d.Sent == t.sent && d.Deadline < t.deadline
+}
+
 // tell hands a deadline to the guard unless a younger one has been handed over:
 // one that is tried again must not shorten what a shutdown in maintenance leaves (I9).
 func (x *executor) tell(ctx context.Context, d cluster.RoleDeadline) error {
@@ -442,10 +464,10 @@ func (x *executor) tell(ctx context.Context, d cluster.RoleDeadline) error {
 		return fmt.Errorf("an earlier deadline is still on its way to the guard: %w", err)
 	}
 	defer x.telling.give()
-	if d.Sent.Before(x.told) {
+	if x.told.covers(d) {
 		return nil
 	}
-	x.told = d.Sent
+	x.told = told{max(x.told.sent, d.Sent), d.Deadline}
 	return x.guard.Extend(ctx, d)
 }
 

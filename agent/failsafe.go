@@ -79,7 +79,7 @@ func newOutage(c Config, d Deps, dec *decider, keep *Keepalive, own *writes) (*o
 	o := &outage{
 		c: c, peers: d.Peers, clock: d.Clock, log: d.Log, dec: dec, keep: keep, own: own, fresh: make(chan struct{}, 1),
 		claim: func() []cluster.NodeID { return nil },
-		giver: failsafe.GiverConfig{Node: c.Node, Timing: c.Timing, Started: d.Clock.Now(), LongestTTL: c.LongestTTL},
+		giver: failsafe.GiverConfig{Node: c.Node, ID: c.NodeUUID, Timing: c.Timing, Started: d.Clock.Now(), LongestTTL: c.LongestTTL},
 	}
 	for right, a := range map[failsafe.Right]*asking{failsafe.RightRole: &o.role, failsafe.RightWork: &o.work} {
 		a.c = failsafe.AskerConfig{Node: c.Node, Incarnation: c.Incarnation, Right: right, Timing: c.Timing}
@@ -237,7 +237,7 @@ func (a *asking) of(answer *failsafe.Answer) *failsafe.Answer {
 func (o *outage) roleInput(now cluster.Instant, r role.Right) failsafe.AskerInput {
 	return failsafe.AskerInput{
 		Now: now, InUse: true, Sent: r.Sent, Epoch: r.Epoch, TTL: o.c.Timing.RoleTTL, Unresolved: r.Handing,
-		Members: failsafe.Members{Nodes: r.Coordinators},
+		Members: failsafe.Members{Nodes: r.Coordinators, IDs: r.IDs},
 	}
 }
 
@@ -309,7 +309,7 @@ func (o *outage) followWork(ctx context.Context, answer *failsafe.Answer) cluste
 	in := failsafe.AskerInput{Now: now, InUse: o.dec.state.Busy(), Answer: o.work.of(answer)}
 	o.busy.Store(in.InUse)
 	if in.InUse {
-		in.Sent, in.Members = o.keep.Acked(), o.workMembers()
+		in.Sent, in.Members = o.begun(now), o.workMembers()
 	}
 	next, out := failsafe.StepAsker(o.work.c, o.work.s, in)
 	o.work.s = next
@@ -331,15 +331,28 @@ func (o *outage) followWork(ctx context.Context, answer *failsafe.Answer) cluste
 	return out.Wake
 }
 
+// begun is the send instant of the keepalive that carries the node's own right.
+// Where nothing has hung on that right yet it does not begin with its end: a
+// role that was taken right after a reconnect waits for a fresh keepalive, which
+// nodeDeadline has sent before anything of the role is begun. Never: none yet.
+func (o *outage) begun(now cluster.Instant) cluster.Instant {
+	sent := o.keep.Acked()
+	if o.told.IsZero() && !now.Before(sent.Add(o.c.Timing.StopAfter())) {
+		return cluster.Never
+	}
+	return sent
+}
+
 // workMembers are those who could fence this node: whoever may be primary.
 func (o *outage) workMembers() failsafe.Members {
 	if o.peers == nil {
 		return failsafe.Members{}
 	}
 	if r, ok := o.dec.state.Right(o.dec.snap); ok && len(r.Coordinators) > 0 {
-		return failsafe.Members{Nodes: r.Coordinators}
+		return failsafe.Members{Nodes: r.Coordinators, IDs: r.IDs}
 	}
-	return failsafe.Members{Nodes: role.Coordinators(o.dec.snap)}
+	all := role.Counted(o.dec.snap)
+	return failsafe.Members{Nodes: all.Nodes, IDs: all.IDs}
 }
 
 // ask sends a question to all at once, each in a goroutine of its own and for at

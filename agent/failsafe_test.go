@@ -47,7 +47,7 @@ func (nobody) Handle(string, func(context.Context, cluster.NodeID, []byte) ([]by
 func newGiver(t *testing.T) (*outage, *handClock) {
 	t.Helper()
 	clock := &handClock{cluster.Instant(time.Hour)}
-	c := Config{Node: "hv2", Incarnation: "hv2.1", Timing: cluster.ProfileLAN(), LongestTTL: cluster.ProfileLAN().RoleTTL, Failsafe: true}
+	c := Config{Node: "hv2", NodeUUID: "id of hv2", Incarnation: "hv2.1", Timing: cluster.ProfileLAN(), LongestTTL: cluster.ProfileLAN().RoleTTL, Failsafe: true}
 	d := Deps{Clock: clock, Log: zap.NewNop(), Peers: nobody{}}
 	dec := newDecider(role.Config{Node: c.Node, Timing: c.Timing}, clock, d.Log, func() int64 { return 0 })
 	dec.snap = &cluster.Snapshot{
@@ -106,7 +106,10 @@ func TestWhatStandsAgainstAPromise(t *testing.T) {
 		{"the lease cannot be read", func(o *outage, _ *failsafe.Question) { o.dec.snap.Lease.Err = errors.New("rubbish") }, cluster.RefuseOtherHolder},
 		{"nothing was seen yet", func(o *outage, _ *failsafe.Question) { o.dec.snap = &cluster.Snapshot{} }, cluster.RefuseOtherMembers},
 		{"another coordinator is known here", func(o *outage, _ *failsafe.Question) { o.dec.snap.Nodes["hv4"] = cluster.NodeView{} }, cluster.RefuseOtherMembers},
-		{"the asker knows one more", func(_ *outage, q *failsafe.Question) { q.Members.Nodes = append(q.Members.Nodes, "hv4") }, cluster.RefuseOtherMembers},
+		{"another host of this name is meant", func(_ *outage, q *failsafe.Question) {
+			q.Members.IDs = map[cluster.NodeID]string{"hv2": "id of another"}
+		}, cluster.RefuseOtherMembers},
+		{"nothing, but the asker knows one more", func(_ *outage, q *failsafe.Question) { q.Members.Nodes = append(q.Members.Nodes, "hv4") }, ""},
 		{"a write was just acknowledged", func(o *outage, _ *failsafe.Question) {
 			o.dec.snap.Live = true
 			o.own.Store = &oneStore{outcome: cluster.OutcomeOK}
@@ -275,6 +278,11 @@ func (g *recordingGuard) Extend(_ context.Context, d cluster.RoleDeadline) error
 	return nil
 }
 
+func (g *recordingGuard) End(_ context.Context, o cluster.DeadlineOwner, _ cluster.Epoch) error {
+	g.calls = append(g.calls, "end "+string(o))
+	return nil
+}
+
 func (g *recordingGuard) Present(context.Context, cluster.Epoch, []cluster.FloatingAddress) error {
 	return nil
 }
@@ -308,6 +316,121 @@ func TestTheNodesOwnDeadlineAtTheGuard(t *testing.T) {
 		t.Errorf("the node's deadline moved %v, want %v", got, want)
 	}
 }
+
+// The long deadline of a shutdown in maintenance rests on a write that was sent
+// before a question which was answered meanwhile: it reaches the guard all the
+// same, and nothing older shortens it (I9).
+func TestALongDeadlineReachesTheGuardAfterAPromise(t *testing.T) {
+	g := &recordingGuard{live: true}
+	x := newExecutor(Config{Timing: cluster.ProfileLAN()}, Deps{Guard: g, Store: &oneStore{}, Clock: &handClock{}, Log: zap.NewNop()}, func(role.Event) {})
+	role := func(sent, until cluster.Instant) cluster.RoleDeadline {
+		return cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 5, Sent: sent, Deadline: until}
+	}
+	for _, d := range []cluster.RoleDeadline{role(100, 350), role(120, 370), role(110, 6110), role(120, 370), role(100, 350), role(105, 355)} {
+		if err := x.tell(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []cluster.Instant{350, 370, 6110}; !slices.Equal(g.until, want) {
+		t.Errorf("the guard was told %v, want %v", g.until, want)
+	}
+	if err := x.tell(t.Context(), role(130, 380)); err != nil || g.until[len(g.until)-1] != 380 {
+		t.Errorf("%v, told %v; want a younger deadline to shorten it", err, g.until)
+	}
+}
+
+// slowGuard takes its time with the addresses.
+type slowGuard struct {
+	recordingGuard
+	presenting, proceed chan struct{}
+	extended            []cluster.Instant
+	fails               error
+}
+
+func (g *slowGuard) Present(context.Context, cluster.Epoch, []cluster.FloatingAddress) error {
+	close(g.presenting)
+	<-g.proceed
+	return nil
+}
+
+func (g *slowGuard) Extend(_ context.Context, d cluster.RoleDeadline) error {
+	g.extended = append(g.extended, d.Deadline)
+	return g.fails
+}
+
+// A renewal that is acknowledged while the addresses come moves the deadline at
+// once; before the role has begun the guard has no use for it. That it is not
+// taken ends nothing: the raise itself tells.
+func TestARenewalReachesTheGuardDuringTheRaise(t *testing.T) {
+	g := &slowGuard{presenting: make(chan struct{}), proceed: make(chan struct{})}
+	ended := 0
+	x := newExecutor(Config{Timing: cluster.ProfileLAN()}, Deps{Guard: g, Store: &oneStore{}, Clock: &handClock{}, Log: zap.NewNop()}, func(e role.Event) {
+		if e.GuardEnded != nil {
+			ended++
+		}
+	})
+	x.nodeDeadline = func(context.Context) (cluster.RoleDeadline, error) {
+		return cluster.RoleDeadline{Owner: cluster.OwnerNode, Epoch: nodeEpoch, Deadline: 100}, nil
+	}
+	role := func(until cluster.Instant) cluster.RoleDeadline {
+		return cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 5, Sent: until - 50, Deadline: until}
+	}
+	x.extend(t.Context(), role(80), cluster.Never)
+	done := make(chan error, 1)
+	go func() { done <- x.raise(t.Context(), role(90)) }()
+	<-g.presenting
+	x.extend(t.Context(), role(110), cluster.Never)
+	g.fails = cluster.ErrDeadline
+	x.extend(t.Context(), role(120), cluster.Never)
+	if want := []cluster.Instant{110, 120}; !slices.Equal(g.extended, want) || ended > 0 {
+		t.Errorf("during the raise the guard was told %v, want %v; %d ends posted", g.extended, want, ended)
+	}
+	close(g.proceed)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if x.extend(t.Context(), role(130), cluster.Never); ended != 1 {
+		t.Errorf("a deadline that is not taken of a role that is up posts %d ends, want 1", ended)
+	}
+}
+
+// A role that is taken right after a reconnect does not end with the old right
+// of its node, which it never rested on; once the right has begun it does.
+func TestTheNodesRightBeginsWithAFreshKeepalive(t *testing.T) {
+	o, clock := newGiver(t)
+	var moved []cluster.Instant
+	var told []string
+	o.move = func(d cluster.RoleDeadline) { moved = append(moved, d.Deadline) }
+	o.tell = func(n role.Note) { told = append(told, n.Kind) }
+	o.peers = nil // nobody to ask
+	acked := func(at cluster.Instant) { o.keep.status.Acked = at }
+	acked(clock.now.Add(-2 * o.c.Timing.StopAfter()))
+	o.dec.state.Mode = role.Contending
+	o.followWork(t.Context(), nil)
+	o.dec.state.Mode = role.Relinquish // any in which the role is held and nothing is asked for
+	o.followWork(t.Context(), nil)
+	if len(told) > 0 || len(moved) > 0 || !o.busy.Load() {
+		t.Fatalf("told %v, moved to %v, busy %v before a keepalive was acknowledged", told, moved, o.busy.Load())
+	}
+	acked(clock.now)
+	o.followWork(t.Context(), nil)
+	if want := []cluster.Instant{clock.now.Add(o.c.Timing.StopAfter())}; !slices.Equal(moved, want) || len(told) > 0 {
+		t.Fatalf("moved to %v, want %v; told %v", moved, want, told)
+	}
+	clock.now = clock.now.Add(o.c.Timing.StopAfter())
+	o.c.WallMS = func() int64 { return 0 }
+	o.dec.exec = newExecutor(o.c, Deps{Store: &oneStore{}, Clock: clock, Log: zap.NewNop()}, func(role.Event) {})
+	o.dec.exec.guard, o.dec.exec.sweeper = &recordingGuard{}, noSweep{}
+	o.followWork(t.Context(), nil)
+	o.dec.exec.wait()
+	if !slices.Equal(told, []string{"self_fence"}) {
+		t.Errorf("told %v at the right's end, want self_fence", told)
+	}
+}
+
+type noSweep struct{ Sweeper }
+
+func (noSweep) Sweep(context.Context) error { return nil }
 
 // Where no keepalive is acknowledged the role does not begin.
 func TestNoRoleBeginsWithoutTheNodesRight(t *testing.T) {

@@ -18,16 +18,18 @@ import (
 // what goes on without a verdict on the node. Its methods block and end as
 // those of Fencer.
 type orderedFencer interface {
-	// Order carries out one order, and deletes it in the Multi that is its
-	// effect. keepalive is the Mzxid of the newest keepalive of the node that
+	// Order carries out one order, and ends it in the Multi that is its effect.
+	// keepalive is the Mzxid of the newest keepalive of the node that
 	// the judgement rests on. A refusal with an empty record leaves the order
 	// standing.
 	Order(ctx context.Context, o cluster.Versioned[cluster.FenceOrder], keepalive int64) (cluster.FenceRecord, *cluster.Refusal, error)
 	// Ripe reports whether the node's fence can go on: the node has returned,
-	// its watchdog's bound counts by now, or an order was left unfinished.
-	Ripe(view cluster.NodeView, now cluster.Instant) bool
-	// Settle does what the record is ripe for.
-	Settle(ctx context.Context, n cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error)
+	// its watchdog's bound counts by now, or an order was left unfinished: a try
+	// of that is all that it is ripe for.
+	Ripe(view cluster.NodeView, now cluster.Instant) (ripe, try bool)
+	// Settle does what the record is ripe for. Without try it orders no power
+	// off: an order's try is weighed before each (I6).
+	Settle(ctx context.Context, n cluster.NodeID, try bool) (cluster.FenceRecord, *cluster.Refusal, error)
 }
 
 // The waits around orders.
@@ -39,6 +41,9 @@ const (
 	orderRetry = time.Second
 	// orderWrite bounds the writing of a refusal.
 	orderWrite = 2 * time.Second
+	// orderConflict is the pause after a write that met another, mostly a renewal
+	// of one's own lease.
+	orderConflict = 10 * time.Millisecond
 )
 
 // fenceOrders carries out the operators' fence orders, where this node is
@@ -61,7 +66,9 @@ type fenceOrders struct {
 	endLead context.CancelCauseFunc
 	work    sync.WaitGroup
 	busy    atomic.Bool
+	epoch   cluster.Epoch // of the lease under which it is judged now
 	waiting map[cluster.NodeID]waitingOrder
+	kept    map[cluster.NodeID]cluster.RefusalCode // why an order's next try waits, as told last
 	telling sync.Mutex
 	trouble map[cluster.NodeID]string // why the last try of an order failed; telling guards it
 }
@@ -108,7 +115,7 @@ type waitingOrder struct {
 func newFenceOrders(c Config, d Deps, see func(cluster.NodeID) cluster.Liveness, blind func() string, fence oneFence) *fenceOrders {
 	o := &fenceOrders{
 		c: c, d: d, see: see, blind: blind, fence: fence, first: func() cluster.NodeID { return "" }, tests: newDeviceTests(c, d),
-		waiting: map[cluster.NodeID]waitingOrder{}, trouble: map[cluster.NodeID]string{},
+		waiting: map[cluster.NodeID]waitingOrder{}, trouble: map[cluster.NodeID]string{}, kept: map[cluster.NodeID]cluster.RefusalCode{},
 	}
 	o.fencer, _ = d.Fencer.(orderedFencer)
 	return o
@@ -131,6 +138,7 @@ func (o *fenceOrders) look(ctx context.Context, primary bool, snap *cluster.Snap
 	if !snap.Live || !snap.Complete {
 		return
 	}
+	o.epoch = snap.Lease.Value.Epoch
 	o.obey(snap, now)
 	o.settle(snap, now)
 	o.tests.step(o.lead, &o.work, snap, now)
@@ -143,6 +151,7 @@ func (o *fenceOrders) lose() {
 	}
 	o.lead, o.endLead = nil, nil
 	clear(o.waiting)
+	clear(o.kept)
 }
 
 // wait ends what runs and returns once it has ended.
@@ -196,19 +205,19 @@ func (o *fenceOrders) obey(snap *cluster.Snapshot, now cluster.Instant) {
 
 // answer begins to carry an order out, or to write why not; false: not now.
 func (o *fenceOrders) answer(view cluster.NodeView, refusal cluster.Refusal) bool {
-	action := view.Order.Value.Action
+	action, epoch := view.Order.Value.Action, o.epoch
 	switch {
 	case refusal.Code != "":
-		return o.begin(func(ctx context.Context) { o.refuse(ctx, view, refusal) })
+		return o.begin(func(ctx context.Context) { o.refuse(ctx, view, refusal, epoch) })
 	case action == cluster.OrderTest:
 		return o.begin(func(ctx context.Context) {
 			no, err := o.tests.ordered(ctx, view)
-			o.answered(ctx, view, cluster.FenceRecord{}, no, err)
+			o.answered(ctx, view, cluster.FenceRecord{}, no, err, epoch)
 		})
 	}
 	stands, ok := o.fence(view.Name, action != cluster.OrderCancel, func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
 		record, no, err := o.fencer.Order(ctx, view.Order, view.Keepalive.Mzxid)
-		return record, o.answered(ctx, view, record, no, err), err
+		return record, o.answered(ctx, view, record, no, err, epoch), err
 	})
 	if stands.Code != "" {
 		o.say(view.Name, stands.Detail)
@@ -218,7 +227,7 @@ func (o *fenceOrders) answer(view cluster.NodeView, refusal cluster.Refusal) boo
 
 // answered tells how an order went, and writes a refusal that left it standing.
 // It returns the refusal of one that was accepted and then came to nothing.
-func (o *fenceOrders) answered(ctx context.Context, view cluster.NodeView, record cluster.FenceRecord, no *cluster.Refusal, err error) *cluster.Refusal {
+func (o *fenceOrders) answered(ctx context.Context, view cluster.NodeView, record cluster.FenceRecord, no *cluster.Refusal, err error, epoch cluster.Epoch) *cluster.Refusal {
 	order := view.Order.Value
 	fields := []zap.Field{zap.String("peer", string(view.Name)), zap.String("order", order.ID), zap.String("action", order.Action), zap.String("by", order.By)}
 	switch {
@@ -226,7 +235,7 @@ func (o *fenceOrders) answered(ctx context.Context, view cluster.NodeView, recor
 		o.say(view.Name, err.Error())
 		o.d.Log.Warn("fence order not carried out yet", append(fields, zap.Error(err))...)
 	case no != nil && record.ID == "":
-		o.refuse(ctx, view, *no)
+		o.refuse(ctx, view, *no, epoch)
 		return nil
 	default:
 		o.d.Log.Info("fence order carried out", append(fields, zap.String("stage", string(record.Stage)), zap.String("proof", record.Proof))...)
@@ -247,29 +256,58 @@ func (o *fenceOrders) said(n cluster.NodeID) string {
 	return o.trouble[n]
 }
 
-// refuse deletes the order and writes why, together, so that whoever gave it is
-// told exactly once (I8).
-func (o *fenceOrders) refuse(ctx context.Context, view cluster.NodeView, r cluster.Refusal) {
+// refuse ends the order and writes why, together, so that whoever gave it is told
+// exactly once (I8), and under the very role that it was judged in: a primary
+// that was stopped for longer than its lease refuses nothing of its successor's
+// (I2). What could not be written is judged again at a later look.
+func (o *fenceOrders) refuse(ctx context.Context, view cluster.NodeView, r cluster.Refusal, epoch cluster.Epoch) {
+	order := view.Order.Value
+	writing, cancel := context.WithTimeout(ctx, orderWrite)
+	defer cancel()
+	outcome, err := o.writeRefusal(writing, view, o.refusalEvent(view, r), epoch)
+	o.d.Log.Info("fence order refused", zap.String("peer", string(view.Name)), zap.String("order", order.ID), zap.String("action", order.Action),
+		zap.String("code", string(r.Code)), zap.String("detail", r.Detail), zap.Stringer("outcome", outcome), zap.Error(err))
+}
+
+func (o *fenceOrders) refusalEvent(view cluster.NodeView, r cluster.Refusal) cluster.Event {
 	order := view.Order.Value
 	action := order.Action
 	if action == "" {
 		action = "an order"
 	}
-	event := cluster.Event{
+	return cluster.Event{
 		Version: 1, UnixMS: o.c.WallMS(), Node: o.c.Node, Kind: cluster.EventOrderRefused,
 		Text: fmt.Sprintf("refused: %s of node %s: %s", action, view.Name, r.Detail),
 		Fields: map[string]string{
 			"order": order.ID, "node": string(view.Name), "action": order.Action, "by": order.By, "code": string(r.Code), "detail": r.Detail,
 		},
 	}
-	writing, cancel := context.WithTimeout(ctx, orderWrite)
-	defer cancel()
-	res := o.d.Store.Commit(writing, cluster.Txn{Purpose: "fence.order.refused", Ops: []cluster.Op{
-		cluster.Delete(cluster.Key{Kind: cluster.KeyFenceOrder, Node: view.Name}, view.Order.Version),
-		{Kind: cluster.OpCreateSequential, Key: cluster.Key{Kind: cluster.KeyHistory}, Value: event},
-	}})
-	o.d.Log.Info("fence order refused", zap.String("peer", string(view.Name)), zap.String("order", order.ID), zap.String("action", order.Action),
-		zap.String("code", string(r.Code)), zap.String("detail", r.Detail), zap.Stringer("outcome", res.Outcome))
+}
+
+// writeRefusal tries until it is written, the order or the role is another's, or
+// ctx ends. One whose reply was lost is left as it is: the order's own version
+// lets only one of two answers happen.
+func (o *fenceOrders) writeRefusal(ctx context.Context, view cluster.NodeView, event cluster.Event, epoch cluster.Epoch) (cluster.Outcome, error) {
+	const atOrder = 1
+	for {
+		snap, err := o.d.Store.Refresh(ctx)
+		if err != nil {
+			return cluster.OutcomeNotSent, err
+		}
+		lease := snap.Lease
+		if !lease.Present || !lease.Value.HeldBy(o.c.Node, o.c.Incarnation) || lease.Value.Epoch != epoch {
+			return cluster.OutcomeNotSent, fmt.Errorf("refuse the order about node %s, judged at epoch %d: %w", view.Name, epoch, errNotPrimary)
+		}
+		res := o.d.Store.Commit(ctx, cluster.Txn{Purpose: "fence.order.refused", Ops: []cluster.Op{
+			cluster.Check(cluster.Key{Kind: cluster.KeyLease}, lease.Version),
+			cluster.EndOrder(view.Name, view.Order),
+			{Kind: cluster.OpCreateSequential, Key: cluster.Key{Kind: cluster.KeyHistory}, Value: event},
+		}})
+		if res.Outcome != cluster.OutcomeConflict || res.FailedOp == atOrder || ctx.Err() != nil {
+			return res.Outcome, res.Err
+		}
+		pause(ctx, orderConflict)
+	}
 }
 
 // settle carries on what goes on without a verdict; in maintenance nothing does.
@@ -279,16 +317,41 @@ func (o *fenceOrders) settle(snap *cluster.Snapshot, now cluster.Instant) {
 	}
 	for _, n := range byUrgency(snap.Nodes, o.first()) {
 		view := snap.Nodes[n]
-		if n == o.c.Node || !o.fencer.Ripe(view, now) {
+		ripe, try := o.fencer.Ripe(view, now)
+		if n == o.c.Node && try {
+			continue // nobody orders his own power off
+		}
+		if !ripe || try && !o.mayTry(snap, n, now) {
 			continue
 		}
 		_, ok := o.fence(n, noOrderOut(view.Fence.Value.Stage), func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
-			return o.fencer.Settle(ctx, n)
+			return o.fencer.Settle(ctx, n, try)
 		})
 		if ok {
 			return
 		}
 	}
+}
+
+// mayTry reports whether a try of an ordered fence may be made now, which is
+// judged like the order itself: an order says whom to fence, and not how many
+// besides (I6). It is told once why not.
+func (o *fenceOrders) mayTry(snap *cluster.Snapshot, n cluster.NodeID, now cluster.Instant) bool {
+	c := o.caseOf(snap, n, now)
+	c.waited = 0
+	refusal, wait := c.judgeFence()
+	code := refusal.Code
+	if wait != "" {
+		code, refusal.Detail = cluster.RefuseObserverBlind, wait
+	}
+	if before, told := o.kept[n]; code != "" && (!told || before != code) {
+		o.d.Log.Warn("ordered fence not tried now", zap.String("peer", string(n)), zap.String("order", snap.Nodes[n].Fence.Value.Order),
+			zap.String("code", string(code)), zap.String("detail", refusal.Detail))
+	}
+	if delete(o.kept, n); code != "" {
+		o.kept[n] = code
+	}
+	return code == ""
 }
 
 // orderCase is all that an order is judged by.
@@ -305,6 +368,7 @@ type orderCase struct {
 	down, total int           // other nodes that are down or under a fence; all nodes
 	fences      bool          // there is a fencer here
 	stopped     bool          // its daemon has written that it stops
+	owed        bool          // so it has, and it is gone, but the lease waits for its dead-proof
 	waited      time.Duration
 	trouble     string // why the last try failed
 }
@@ -320,6 +384,8 @@ func (o *fenceOrders) caseOf(snap *cluster.Snapshot, n cluster.NodeID, now clust
 	if view.Keepalive.Present {
 		c.age = now.Sub(view.Keepalive.SeenAt)
 	}
+	c.owed = c.stopped && !view.Alive.Present && c.age > o.c.Timing.SuspectAfter() && snap.Lease.Err == nil &&
+		slices.Contains(snap.Lease.Value.Unproven, cluster.Unproven{Node: n, Incarnation: c.incarnation})
 	for name, other := range snap.Nodes {
 		if !other.Record.Present || other.Record.Err != nil {
 			continue
@@ -339,10 +405,7 @@ func (o *fenceOrders) caseOf(snap *cluster.Snapshot, n cluster.NodeID, now clust
 // nobody fences a start of a node that is not known, in maintenance, or half or
 // more of the nodes (I5, I6); nobody's word kills a node that is heard.
 func (c orderCase) judge() (refusal cluster.Refusal, wait string) {
-	o := c.order.Value
-	no := func(code cluster.RefusalCode, format string, args ...any) (cluster.Refusal, string) {
-		return cluster.Refusal{Code: code, Node: c.node, Detail: fmt.Sprintf("node %s: ", c.node) + fmt.Sprintf(format, args...)}, ""
-	}
+	o, no := c.order.Value, c.no
 	switch {
 	case c.order.Err != nil:
 		return no(cluster.RefuseOrder, "the order cannot be read (%v); give it again", c.order.Err)
@@ -370,16 +433,20 @@ func (c orderCase) judge() (refusal cluster.Refusal, wait string) {
 	}
 	switch o.Action {
 	case cluster.OrderFence:
-		return c.judgeFence(no)
+		return c.judgeFence()
 	case cluster.OrderConfirm:
-		return c.judgeConfirm(no)
+		return c.judgeConfirm()
 	}
 	return cluster.Refusal{}, ""
 }
 
-type refusing func(code cluster.RefusalCode, format string, args ...any) (cluster.Refusal, string)
+func (c orderCase) no(code cluster.RefusalCode, format string, args ...any) (cluster.Refusal, string) {
+	return cluster.Refusal{Code: code, Node: c.node, Detail: fmt.Sprintf("node %s: ", c.node) + fmt.Sprintf(format, args...)}, ""
+}
 
-func (c orderCase) judgeFence(no refusing) (cluster.Refusal, string) {
+// judgeFence is asked before an order's first try and before each later one.
+func (c orderCase) judgeFence() (cluster.Refusal, string) {
+	no := c.no
 	switch {
 	case c.blind != "" && c.waited >= orderPatience:
 		return no(cluster.RefuseObserverBlind, "for %s the primary could not judge the cluster: %s", orderPatience, c.blind)
@@ -396,7 +463,8 @@ func (c orderCase) judgeFence(no refusing) (cluster.Refusal, string) {
 }
 
 // judgeConfirm: only of a node that is silent and suspect.
-func (c orderCase) judgeConfirm(no refusing) (cluster.Refusal, string) {
+func (c orderCase) judgeConfirm() (cluster.Refusal, string) {
+	no := c.no
 	switch {
 	case c.blind != "":
 		if c.waited >= orderPatience {
@@ -405,6 +473,8 @@ func (c orderCase) judgeConfirm(no refusing) (cluster.Refusal, string) {
 		return cluster.Refusal{}, c.blind
 	case c.liveness == cluster.LiveIsolated:
 		return no(cluster.RefuseNotSuspectEnough, "it answers direct probes, so it has power; its last keepalive is %s old", c.age.Round(100*time.Millisecond))
+	case c.owed: // it left the role to its guard when it was stopped; the operator vouches for the rest
+		return cluster.Refusal{}, ""
 	case c.liveness < cluster.LiveSuspect:
 		return no(cluster.RefuseNotSuspectEnough, "it is %s, its last keepalive is %s old; only a silent node can be confirmed to have no power", c.liveness, c.age.Round(100*time.Millisecond))
 	}

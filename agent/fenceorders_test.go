@@ -66,6 +66,8 @@ func TestWhatStandsAgainstAnOrder(t *testing.T) {
 		{"in maintenance", confirm, func(c *orderCase) { c.maintenance = true }, "", "", false},
 		{"half and more", confirm, func(c *orderCase) { c.down = 2 }, "", "", false},
 		{"a living node", confirm, func(c *orderCase) { c.liveness, c.age = cluster.LiveUp, 400*time.Millisecond }, cluster.RefuseNotSuspectEnough, "400ms old", false},
+		{"a stopped node that the lease waits for", confirm, func(c *orderCase) { c.liveness, c.stopped, c.owed = cluster.LiveUp, true, true }, "", "", false},
+		{"such a node that answers", confirm, func(c *orderCase) { c.liveness, c.stopped, c.owed = cluster.LiveIsolated, true, true }, cluster.RefuseNotSuspectEnough, "it has power", false},
 		{"a late node", confirm, func(c *orderCase) { c.liveness = cluster.LiveLate }, cluster.RefuseNotSuspectEnough, "7s old", false},
 		{"a node that answers", confirm, func(c *orderCase) { c.liveness = cluster.LiveIsolated }, cluster.RefuseNotSuspectEnough, "it has power", false},
 		{"a node not judged yet", confirm, func(c *orderCase) { c.liveness = 0 }, cluster.RefuseNotSuspectEnough, "", false},
@@ -98,6 +100,7 @@ type servedOrders struct {
 	did     []string
 	answer  func(o cluster.Versioned[cluster.FenceOrder]) (cluster.FenceRecord, *cluster.Refusal, error)
 	ripe    cluster.NodeID
+	try     bool              // all that it is ripe for is an order's try
 	faults  map[string]string // by device; empty: ready
 	blocked chan struct{}     // closed once a call that waited for its context has ended
 }
@@ -136,10 +139,15 @@ func (s *servedOrders) Order(ctx context.Context, o cluster.Versioned[cluster.Fe
 	return s.answer(o)
 }
 
-func (s *servedOrders) Ripe(v cluster.NodeView, _ cluster.Instant) bool { return v.Name == s.ripe }
+func (s *servedOrders) Ripe(v cluster.NodeView, _ cluster.Instant) (ripe, try bool) {
+	ripe = v.Name == s.ripe
+	return ripe, ripe && s.try
+}
 
-func (s *servedOrders) Settle(_ context.Context, n cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
-	s.note("settle %s", n)
+func (s *servedOrders) Settle(_ context.Context, n cluster.NodeID, try bool) (cluster.FenceRecord, *cluster.Refusal, error) {
+	if s.note("settle %s", n); try != s.try {
+		s.note("try %v", try)
+	}
 	return cluster.FenceRecord{}, nil, nil
 }
 
@@ -248,7 +256,7 @@ func (b *orderBench) give(n cluster.NodeID, action string) {
 
 // carriedOut does what the fencer does with an order: it goes with its effect.
 func (b *orderBench) carriedOut(o cluster.Versioned[cluster.FenceOrder]) (cluster.FenceRecord, *cluster.Refusal, error) {
-	b.commit(cluster.Delete(orderKey(o.Value.Node), o.Version))
+	b.commit(cluster.EndOrder(o.Value.Node, o))
 	return cluster.FenceRecord{ID: "f", Stage: cluster.FenceDone}, nil, nil
 }
 
@@ -266,8 +274,8 @@ func (b *orderBench) looks(primary bool, span time.Duration) {
 }
 
 func (b *orderBench) stands(n cluster.NodeID) bool {
-	_, ok := b.server.Get("/agent/fence-orders/" + string(n))
-	return ok
+	raw, _ := b.server.Get("/agent/fence-orders/" + string(n))
+	return len(raw) > 0
 }
 
 // told are the history's entries of a kind.
@@ -400,6 +408,125 @@ func TestRipeFencesGoOn(t *testing.T) {
 		b.looks(true, time.Second)
 		if !strings.HasPrefix(b.served.all(), "settle hv3") {
 			t.Errorf("did %q", b.served.all())
+		}
+	})
+}
+
+// Who has become primary while a fence of it stood ends that by its own return:
+// nobody else would (I7). An order's next try is not for it to make.
+func TestThePrimaryEndsAFenceOfItsOwn(t *testing.T) {
+	for _, try := range []bool{false, true} {
+		withOrders(t, func(t *testing.T, b *orderBench) {
+			b.served.ripe, b.served.try = "hv1", try
+			b.looks(true, 2*time.Second)
+			if got := b.served.all(); try && strings.Contains(got, "settle") || !try && !strings.Contains(got, "settle hv1") {
+				t.Errorf("an order's try %v: did %q", try, got)
+			}
+		})
+	}
+}
+
+// Each try of an order is weighed like the order: by who is blind, by what the
+// node has said of itself, and by who else is down (I6). What else is ripe is not.
+func TestEachTryOfAnOrderIsWeighed(t *testing.T) {
+	withOrders(t, func(t *testing.T, b *orderBench) {
+		b.served.ripe, b.served.try = "hv3", true
+		blind := ""
+		b.blind = func() string { return blind }
+		daemon := func(n cluster.NodeID, s cluster.DaemonState) {
+			b.commit(cluster.Set(cluster.Key{Kind: cluster.KeyDaemonState, Node: n}, cluster.AnyVersion, s))
+			time.Sleep(50 * time.Millisecond) // it is seen
+		}
+		never := func(why string) {
+			t.Helper()
+			b.looks(true, 3*time.Second)
+			if did := b.served.all(); strings.Contains(did, "settle") {
+				t.Fatalf("%s: %s", why, did)
+			}
+		}
+		b.liveness["hv2"], b.liveness["hv3"] = cluster.LiveDead, cluster.LiveDead
+		never("two of three are down")
+		daemon("hv3", cluster.DaemonStop)
+		b.liveness["hv2"] = cluster.LiveUp
+		never("it has stopped in order")
+		daemon("hv3", cluster.DaemonRun)
+		blind = "session young"
+		never("the primary is blind")
+		b.liveness["hv2"], b.served.try = cluster.LiveDead, false
+		b.looks(true, time.Second)
+		if did := b.served.all(); !strings.Contains(did, "settle hv3") || strings.Contains(did, "try") {
+			t.Errorf("no try: %q", did)
+		}
+		b.served.did = nil
+		blind, b.liveness["hv2"], b.served.try = "", cluster.LiveUp, true
+		b.looks(true, time.Second)
+		if did := b.served.all(); !strings.Contains(did, "settle hv3") || strings.Contains(did, "try") {
+			t.Errorf("one of three is down: %q", did)
+		}
+	})
+}
+
+// meddled has something happen right before each commit of a purpose.
+type meddled struct {
+	*zkhandler.Handler
+	before func(purpose string)
+}
+
+func (m meddled) Commit(ctx context.Context, t cluster.Txn) cluster.TxnResult {
+	m.before(t.Purpose)
+	return m.Handler.Commit(ctx, t)
+}
+
+// A primary that was stopped for longer than its lease, right before it writes a
+// refusal, refuses nothing that is its successor's; nor under a later epoch of
+// its own. A renewal in between costs nothing.
+func TestARefusalIsWrittenUnderTheRoleThatJudged(t *testing.T) {
+	for name, c := range map[string]struct {
+		lease cluster.Lease
+		told  int
+	}{
+		"another holds the role": {cluster.Lease{Version: 1, Holder: "hv2", Incarnation: "boot-hv2.1", Epoch: 6, TTLMillis: 2800}, 0},
+		"it has a later epoch":   {cluster.Lease{Version: 1, Holder: "hv1", Incarnation: "boot-hv1.1", Epoch: 7, TTLMillis: 2800}, 0},
+		"its next start has it":  {cluster.Lease{Version: 1, Holder: "hv1", Incarnation: "boot-hv1.2", Epoch: 6, TTLMillis: 2800}, 0},
+		"it has renewed":         {cluster.Lease{Version: 1, Holder: "hv1", Incarnation: "boot-hv1.1", Epoch: 5, TTLMillis: 2800, N: 9}, 1},
+	} {
+		withOrders(t, func(t *testing.T, b *orderBench) {
+			var once sync.Once
+			b.d.Store = meddled{b.store, func(purpose string) {
+				if purpose == "fence.order.refused" {
+					once.Do(func() { b.commit(cluster.Set(cluster.Key{Kind: cluster.KeyLease}, cluster.AnyVersion, c.lease)) })
+				}
+			}}
+			b.give("hv1", cluster.OrderFence)
+			b.looks(true, 200*time.Millisecond) // one look, and what it has begun
+			if n := len(b.told(cluster.EventOrderRefused)); n != c.told || b.stands("hv1") != (c.told == 0) {
+				t.Errorf("%s: %d refusals, the order stands: %v", name, n, b.stands("hv1"))
+			}
+		})
+	}
+}
+
+// The order was taken back, and given anew, in the moment before its refusal is
+// written: that meets none of the two.
+func TestARefusalMeetsNoLaterOrder(t *testing.T) {
+	withOrders(t, func(t *testing.T, b *orderBench) {
+		var once sync.Once
+		b.d.Store = meddled{b.store, func(purpose string) {
+			if purpose == "fence.order.refused" {
+				once.Do(func() {
+					b.commit(cluster.EndOrder("hv1", cluster.Versioned[cluster.FenceOrder]{Version: 0}))
+					b.commit(cluster.Set(orderKey("hv1"), 1, cluster.FenceOrder{ID: "o2", Node: "hv1", Incarnation: "boot-hv1.1", Action: cluster.OrderTest}))
+				})
+			}
+		}}
+		b.give("hv1", cluster.OrderFence)
+		b.looks(true, 200*time.Millisecond)
+		if n := len(b.told(cluster.EventOrderRefused)); n != 0 || !b.stands("hv1") {
+			t.Errorf("%d refusals, the later order stands: %v", n, b.stands("hv1"))
+		}
+		b.looks(true, 3*time.Second)
+		if b.stands("hv1") || b.served.all() != "test hv1" {
+			t.Errorf("then: did %q, stands %v", b.served.all(), b.stands("hv1"))
 		}
 	})
 }

@@ -52,6 +52,7 @@ type nodeWatch struct {
 	lead       context.Context // while this node is primary; nil otherwise
 	endLead    context.CancelCauseFunc
 	orders     *fenceOrders
+	soft       *softStop
 	fencing    atomic.Bool
 	claims     claims
 	expiring   atomic.Bool
@@ -68,6 +69,7 @@ func newNodeWatch(c Config, d Deps, dec *decider, keep *Keepalive) *nodeWatch {
 	w := &nodeWatch{c: c, d: d, dec: dec, keep: keep, refusals: map[cluster.NodeID]cluster.Refusal{}}
 	w.reach = newReach(c, d, &w.fences)
 	w.orders = w.newOrders()
+	w.soft = w.newSoft()
 	return w
 }
 

@@ -199,6 +199,23 @@ func (c *Client) OrderFence(ctx context.Context, node, action, reason string) (F
 
 func fencePath(node string) string { return "/fence/" + url.PathEscape(node) }
 
+// Secrets lists the sealed passwords of fence devices.
+func (c *Client) Secrets(ctx context.Context) ([]SecretView, error) {
+	return fetch[[]SecretView](ctx, c, get, "/secrets", nil)
+}
+
+// SetSecret stores what fencing.Seal made.
+func (c *Client) SetSecret(ctx context.Context, name, sealed string) (Message, error) {
+	return fetch[Message](ctx, c, post, secretPath(name), url.Values{"sealed": {sealed}})
+}
+
+// RemoveSecret removes a sealed password.
+func (c *Client) RemoveSecret(ctx context.Context, name string) (Message, error) {
+	return fetch[Message](ctx, c, del, secretPath(name), nil)
+}
+
+func secretPath(name string) string { return "/secret/" + url.PathEscape(name) }
+
 // Explain returns the evidence for a node, or for "primary".
 func (c *Client) Explain(ctx context.Context, what string) (Explanation, error) {
 	return fetch[Explanation](ctx, c, get, "/explain/"+url.PathEscape(what), nil)

@@ -42,12 +42,19 @@ type Texts interface {
 	ReadText(ctx context.Context, k cluster.Key) (cluster.Versioned[string], error)
 }
 
+// Secrets lists what only its keys can open.
+type Secrets interface {
+	// ReadSecrets returns every secret's record as raw text, by its name.
+	ReadSecrets(ctx context.Context) (map[string]string, error)
+}
+
 // Deps is what a Server works with. None may be nil.
 type Deps struct {
 	Store       Store
 	Details     Details
 	Initializer Initializer
 	Texts       Texts
+	Secrets     Secrets
 	Faults      Faults
 	Clock       cluster.Clock
 }

@@ -182,7 +182,7 @@ func lacksWatchdog(n cluster.NodeView) string {
 	if !w.Hardware {
 		kind = " It is a timer of the node's own kernel, which counts only with watchdog.trust_softdog."
 	}
-	return fmt.Sprintf("its armed watchdog resets it within %s of its last keepalive, or of the last promise to it; that is counted once its devices have failed, where fencing.failed_fence is migrate.%s",
+	return fmt.Sprintf("its armed watchdog resets it within %s of its last keepalive, of the last promise to it, or of when the primary took the role; that is counted once its devices have failed, where fencing.failed_fence is migrate.%s",
 		time.Duration(bound)*time.Millisecond, kind)
 }
 

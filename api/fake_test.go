@@ -53,6 +53,7 @@ type fakeStore struct {
 	outcomes       []cluster.Outcome
 	unknownApplied bool
 	beforeCommit   func(*cluster.Snapshot) // another writer, just ahead of the commit
+	afterUnknown   func(*cluster.Snapshot) // another writer, after a commit whose outcome was forced
 	commits        int
 	initialized    []string
 	initError      error
@@ -62,6 +63,7 @@ type fakeStore struct {
 	viewError      error
 	historyError   error
 	faults         map[string]map[string]string
+	secrets        map[string]cluster.Versioned[cluster.SealedSecret]
 }
 
 func newFakeStore(clock cluster.Clock) *fakeStore {
@@ -126,6 +128,9 @@ func (f *fakeStore) Commit(_ context.Context, t cluster.Txn) cluster.TxnResult {
 		if forced == cluster.OutcomeUnknown && f.unknownApplied {
 			f.apply(t)
 		}
+		if f.afterUnknown != nil {
+			f.editLocked(f.afterUnknown)
+		}
 		return cluster.TxnResult{Outcome: forced, FailedOp: -1}
 	}
 	return f.apply(t)
@@ -154,6 +159,16 @@ func (f *fakeStore) apply(t cluster.Txn) cluster.TxnResult {
 			version, err = write(&n.Order, op)
 			next.Nodes = maps.Clone(next.Nodes)
 			next.Nodes[op.Key.Node] = n
+		case cluster.KeySecret:
+			kept := f.secrets[op.Key.Name]
+			version, err = write(&kept, op)
+			f.secrets = maps.Clone(f.secrets)
+			if f.secrets == nil {
+				f.secrets = map[string]cluster.Versioned[cluster.SealedSecret]{}
+			}
+			if f.secrets[op.Key.Name] = kept; !kept.Present {
+				delete(f.secrets, op.Key.Name)
+			}
 		case cluster.KeyHistory:
 			if op.Kind != cluster.OpCreateSequential {
 				err = errors.New("history is appended to")
@@ -174,11 +189,13 @@ func (f *fakeStore) apply(t cluster.Txn) cluster.TxnResult {
 
 func write[T any](record *cluster.Versioned[T], op cluster.Op) (int32, error) {
 	switch {
-	case op.Kind == cluster.OpCreate && !record.Present:
+	case op.Kind == cluster.OpCreate && !record.Present && record.Mzxid == 0:
 		*record = cluster.Versioned[T]{Present: true, Value: op.Value.(T)}
-	case op.Kind == cluster.OpSet && record.Present && op.Version == record.Version:
+	case op.Kind == cluster.OpSet && op.Value == nil && record.Present && op.Version == record.Version:
+		*record = cluster.Versioned[T]{Version: record.Version + 1, Mzxid: record.Mzxid + 1}
+	case op.Kind == cluster.OpSet && (record.Present || record.Mzxid != 0) && op.Version == record.Version:
 		record.Version++
-		record.Value = op.Value.(T)
+		record.Present, record.Value = true, op.Value.(T)
 	case op.Kind == cluster.OpDelete && record.Present && op.Version == record.Version:
 		*record = cluster.Versioned[T]{}
 	default:
@@ -191,6 +208,20 @@ func (f *fakeStore) ReadNode(_ context.Context, n cluster.NodeID) (map[string]st
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.leaves[n], f.readError[n]
+}
+
+func (f *fakeStore) ReadSecrets(context.Context) (map[string]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	texts := map[string]string{}
+	for name, kept := range f.secrets {
+		text, err := json.Marshal(kept.Value)
+		if err != nil {
+			return nil, err
+		}
+		texts[name] = string(text)
+	}
+	return texts, nil
 }
 
 func (f *fakeStore) ReadHistory(_ context.Context, newest int) ([]cluster.Event, error) {
@@ -220,6 +251,10 @@ func (f *fakeStore) ReadText(_ context.Context, k cluster.Key) (cluster.Versione
 	case cluster.KeyFenceTests:
 		text, there := f.tests[k.Node]
 		return cluster.Versioned[string]{Present: there, Value: text}, nil
+	case cluster.KeySecret:
+		kept := f.secrets[k.Name]
+		text, err := json.Marshal(kept.Value)
+		return cluster.Versioned[string]{Present: kept.Present, Version: kept.Version, Value: string(text)}, err
 	case cluster.KeyLog:
 	default:
 		return cluster.Versioned[string]{}, nil
@@ -298,7 +333,7 @@ func newWorld(t *testing.T, configure ...func(*Config)) *world {
 		f(&c)
 	}
 	w := &world{t: t, clock: clock, store: newFakeStore(clock)}
-	server, err := New(c, Deps{w.store, w.store, w.store, w.store, w.store, clock}, zap.NewNop(), nil)
+	server, err := New(c, Deps{w.store, w.store, w.store, w.store, w.store, w.store, clock}, zap.NewNop(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

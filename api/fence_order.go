@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,11 +19,10 @@ type decision struct {
 
 // op writes the order, or takes back the one that stands.
 func (d decision) op(n cluster.NodeView, o cluster.FenceOrder) cluster.Op {
-	key := cluster.Key{Kind: cluster.KeyFenceOrder, Node: o.Node}
 	if d.withdraws {
-		return cluster.Delete(key, n.Order.Version)
+		return cluster.EndOrder(o.Node, n.Order)
 	}
-	return cluster.Put(key, n.Order, o)
+	return cluster.Put(cluster.Key{Kind: cluster.KeyFenceOrder, Node: o.Node}, n.Order, o)
 }
 
 // no refuses an order; the text says what is true now and ends with the cure.
@@ -48,7 +48,7 @@ func (st state) decideOrder(n cluster.NodeView, o cluster.FenceOrder, words []No
 	if fail != nil || d.already {
 		return d, fail
 	}
-	if st.holder() == "" {
+	if st.holder() == "" && (o.Action != cluster.OrderConfirm || !st.stands(n.Name)) {
 		return no("Only the primary carries orders out, and nobody holds the role now; nothing was ordered. `pvc explain primary` says why; ask again once there is one.")
 	}
 	return d, nil
@@ -71,7 +71,7 @@ func (st state) decideAction(n cluster.NodeView, o cluster.FenceOrder, words []N
 	case cluster.OrderFence:
 		return st.decideFence(n)
 	case cluster.OrderConfirm:
-		return st.decideConfirm(n, words)
+		return st.decideConfirm(n, o, words)
 	case cluster.OrderCancel:
 		return decideCancel(n)
 	}
@@ -127,12 +127,15 @@ func underWay(s cluster.FenceStage) bool {
 
 // decideConfirm takes an operator's word for a dead-proof only of a node that
 // nothing shows to be alive: a wrong word runs its work twice (I4).
-func (st state) decideConfirm(n cluster.NodeView, words []NodeWord) (decision, *failure) {
+func (st state) decideConfirm(n cluster.NodeView, o cluster.FenceOrder, words []NodeWord) (decision, *failure) {
+	if r := n.Record; r.Present && r.Err == nil && o.Incarnation != r.Value.Incarnation { // which may well live: it is the one before that is meant
+		return decision{text: fmt.Sprintf("Ordered: the start of node %q that held the primary role (%s) counts as dead by the operator's word, so that the role can be taken.", n.Name, o.Incarnation)}, nil
+	}
 	f, is := presentFence(n)
 	if is && proven(f) {
 		return already("Node %q is proven dead already; the proof is %q.", n.Name, f.Proof)
 	}
-	if n.Daemon.Value == cluster.DaemonStop {
+	if n.Daemon.Value == cluster.DaemonStop && !st.stands(n.Name) && !st.owed(n) {
 		return no("Node %q was stopped on purpose, so that there is nothing to confirm; nothing was changed.", n.Name)
 	}
 	if alive := st.signsOfLife(n, words); alive != "" {
@@ -142,7 +145,35 @@ func (st state) decideConfirm(n cluster.NodeView, words []NodeWord) (decision, *
 		return no("Node %q has no fence record, and this pvcapid has watched it be silent for %s only, which is less than %s (fence_intervals × keepalive_interval); nothing was confirmed. Ask again later.",
 			n.Name, st.silence(n).Round(100*time.Millisecond), st.late)
 	}
+	if st.holder() == "" {
+		return decision{text: fmt.Sprintf("Ordered: node %q counts as dead by the operator's word, so that the role can be taken; whoever takes it takes the word for the proof.", n.Name)}, nil
+	}
 	return decision{text: fmt.Sprintf("Ordered: node %s, the primary, takes the operator's word that node %q has no power for the proof.", st.holder(), n.Name)}, nil
+}
+
+// stands reports whether nobody holds the role and the lease may stand against
+// those who could take it: that of this node, or one that cannot be read. Then
+// the operator's word is needed before there is a primary.
+func (st state) stands(n cluster.NodeID) bool {
+	l := st.snap.Lease
+	return st.holder() == "" && (!l.Present || l.Err != nil || l.Value.Holder == n)
+}
+
+// owed reports whether the lease waits for the dead-proof of this start of the
+// node, which may have left the role to its guard when it was stopped.
+func (st state) owed(n cluster.NodeView) bool {
+	l := st.snap.Lease
+	return l.Present && l.Err == nil && slices.Contains(l.Value.Unproven, cluster.Unproven{Node: n.Name, Incarnation: n.Record.Value.Incarnation})
+}
+
+// meant is the start of the node that the order is about: the registered one,
+// or, where a later one confirms the death of the start that the lease names,
+// that one.
+func (st state) meant(n cluster.NodeView, action string) cluster.Incarnation {
+	if l := st.snap.Lease; action == cluster.OrderConfirm && st.stands(n.Name) && l.Value.Holder == n.Name {
+		return l.Value.Incarnation
+	}
+	return n.Record.Value.Incarnation
 }
 
 // signsOfLife says what shows that the node lives; empty where nothing does.

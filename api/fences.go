@@ -193,16 +193,16 @@ func newOrderID() string {
 
 // postFence writes an operator's order by compare-and-set on a fresh view. The
 // primary carries it out and checks all of it again where it acts. A lost reply
-// is settled as in askFor; an order that was written twice is for one start of
-// the node and finds its work done the second time.
+// is settled (settleOrder) before the order is written again, so that one that
+// was answered meanwhile does not stand a second time.
 func (s *Server) postFence(r *request) (answer, error) {
 	order, fail := newOrder(r)
 	if fail != nil {
 		return answer{}, fail
 	}
-	sent := false
+	var lost *lostOrder
 	for range askAttempts {
-		st, err := s.fresh(r.ctx, sent)
+		st, err := s.fresh(r.ctx, lost != nil)
 		if err != nil {
 			return answer{}, err
 		}
@@ -210,18 +210,26 @@ func (s *Server) postFence(r *request) (answer, error) {
 		if !known {
 			return answer{}, refuse(http.StatusBadRequest, fmt.Sprintf("No node named %q is present in the cluster; nothing was ordered. Nodes: %s.", order.Node, joinNodes(st.names())))
 		}
-		if sent && n.Order.Present && n.Order.Value.ID == order.ID {
-			return ordered(order, n, "Ordered, and not carried out yet.")
+		if lost != nil {
+			a, settled, err := s.settleOrder(r.ctx, order, n, *lost)
+			if err != nil || settled == orderWritten {
+				return a, err
+			}
+			if settled == orderFailed {
+				lost = nil
+			}
 		}
-		order.Incarnation = n.Record.Value.Incarnation
+		if lost == nil { // else the very same is written again
+			order.Incarnation = st.meant(n, order.Action)
+		}
 		d, no := st.decideOrder(n, order, s.wordsFor(r.ctx, st, order))
 		switch {
-		case no != nil && sent:
+		case no != nil && lost != nil:
 			return answer{}, lostReply()
 		case no != nil:
 			return answer{}, no
 		case d.already:
-			return answer{status: http.StatusOK, body: FenceAnswer{Message: d.text, Already: !sent, Fence: fenceOf(n)}}, nil
+			return answer{status: http.StatusOK, body: FenceAnswer{Message: d.text, Already: lost == nil, Fence: fenceOf(n)}}, nil
 		}
 		result := s.commit(r.ctx, "api.fence_order", s.orderEvent(r, order, d), d.op(n, order))
 		switch result.Outcome {
@@ -230,16 +238,58 @@ func (s *Server) postFence(r *request) (answer, error) {
 		case cluster.OutcomeConflict:
 			awaitChange(r.ctx, st)
 		case cluster.OutcomeUnknown:
-			sent = true
+			lost = &lostOrder{d, n.Order}
 			awaitChange(r.ctx, st)
 		default:
 			return answer{}, outcomeError(result)
 		}
 	}
-	if sent {
+	if lost != nil {
 		return answer{}, lostReply()
 	}
 	return answer{}, fmt.Errorf("write the fence order: %w in each of %d attempts; nothing was ordered, look at /fences and ask again", cluster.ErrConflict, askAttempts)
+}
+
+// lostOrder is a write about an order whose reply was lost: it has happened or
+// still may, on the order's record as it was seen and on no other.
+type lostOrder struct {
+	decision
+	seen cluster.Versioned[cluster.FenceOrder]
+}
+
+// What is known of a lostOrder.
+type orderSettled uint8
+
+const (
+	orderOpen    orderSettled = iota // it may still happen: the same on the same version settles it
+	orderWritten                     // it happened
+	orderFailed                      // it did not and cannot any more
+)
+
+// settleOrder says what became of a write whose reply was lost. What stands is
+// the order itself, or the history has the entry that was written with it, also
+// where the order has been answered since.
+func (s *Server) settleOrder(ctx context.Context, o cluster.FenceOrder, n cluster.NodeView, lost lostOrder) (answer, orderSettled, error) {
+	now := n.Order
+	if now.Present && now.Value.ID == o.ID {
+		a, err := ordered(o, n, "Ordered, and not carried out yet.")
+		return a, orderWritten, err
+	}
+	events, err := s.deps.Details.ReadHistory(ctx, eventsLooked)
+	if err != nil {
+		return answer{}, orderOpen, lostReply()
+	}
+	written := slices.ContainsFunc(events, func(e cluster.Event) bool { return e.Kind == eventOrder && e.Fields["order"] == o.ID })
+	switch {
+	case written && lost.withdraws:
+		return answer{status: http.StatusOK, body: FenceAnswer{Message: lost.text, Fence: fenceOf(n)}, change: lost.text}, orderWritten, nil
+	case written:
+		a, err := ordered(o, n, "Ordered. Whether it was answered already, and how, is shown by `pvc fence list`.")
+		return a, orderWritten, err
+	case now.Present != lost.seen.Present || now.Version != lost.seen.Version || now.Mzxid != lost.seen.Mzxid:
+		return answer{}, orderFailed, nil
+	}
+	return answer{}, orderOpen, nil
 }
 
 // wordsFor are the coordinators' words where the decision needs them: a node

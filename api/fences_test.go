@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -206,6 +207,84 @@ func TestFenceOrderAfterALostReply(t *testing.T) {
 	w.store.beforeCommit = func(s *cluster.Snapshot) { s.Maintenance.Value = true }
 	if status, body := w.post(fencePrefix+"hv2", "action=fence"); status != 504 || !strings.Contains(body, "reply was lost") {
 		t.Errorf("%d %s", status, body)
+	}
+}
+
+// orderOf edits the node's order as another writer does.
+func orderOf(s *cluster.Snapshot, name cluster.NodeID, edit func(*cluster.NodeView)) {
+	n := s.Nodes[name]
+	edit(&n)
+	s.Nodes = maps.Clone(s.Nodes)
+	s.Nodes[name] = n
+}
+
+// The primary has answered the order before its writer, who got no reply, looks
+// again: it is not written a second time, whatever became of the fence.
+func TestFenceOrderThatWasAnsweredIsNotWrittenAgain(t *testing.T) {
+	for name, answered := range map[string]func(*cluster.NodeView){
+		"emptied":                      func(n *cluster.NodeView) { n.Order = cluster.Versioned[cluster.FenceOrder]{Version: 8, Mzxid: 9} },
+		"deleted, by an older primary": func(n *cluster.NodeView) { n.Order = cluster.Versioned[cluster.FenceOrder]{} },
+	} {
+		w := newWorld(t)
+		w.store.outcomes, w.store.unknownApplied = []cluster.Outcome{cluster.OutcomeUnknown}, true
+		w.store.afterUnknown = func(s *cluster.Snapshot) { orderOf(s, "hv2", answered) }
+		status, body := w.post(fencePrefix+"hv2", "action=fence")
+		a := decode[FenceAnswer](t, body)
+		if status != 202 || a.Order == nil || w.store.commits != 1 || w.store.snap.Nodes["hv2"].Order.Present || len(w.store.history) != 1 {
+			t.Errorf("%s: %d %s after %d commits", name, status, body, w.store.commits)
+		}
+	}
+	w := newWorld(t) // the same of an order that is taken back
+	w.orderedAlready("fence")
+	w.store.outcomes, w.store.unknownApplied = []cluster.Outcome{cluster.OutcomeUnknown}, true
+	if status, body := w.post(fencePrefix+"hv2", "action=cancel"); status != 200 || !strings.Contains(body, "is taken back") || w.store.commits != 1 {
+		t.Errorf("%d %s after %d commits", status, body, w.store.commits)
+	}
+}
+
+// Another's order came and went where the reply was lost: what was lost cannot
+// happen any more, and it is decided anew.
+func TestFenceOrderThatLostToAnother(t *testing.T) {
+	w := newWorld(t)
+	w.store.outcomes = []cluster.Outcome{cluster.OutcomeUnknown}
+	w.store.afterUnknown = func(s *cluster.Snapshot) {
+		orderOf(s, "hv2", func(n *cluster.NodeView) { n.Order = cluster.Versioned[cluster.FenceOrder]{Version: 1, Mzxid: 9} })
+	}
+	status, body := w.post(fencePrefix+"hv2", "action=fence")
+	o := w.store.snap.Nodes["hv2"].Order
+	if a := decode[FenceAnswer](t, body); status != 202 || a.Order == nil || o.Value.ID != a.Order.ID || o.Version != 2 {
+		t.Errorf("%d %s, stands %+v", status, body, o)
+	}
+	w = newWorld(t)
+	w.store.outcomes = []cluster.Outcome{cluster.OutcomeUnknown}
+	w.store.afterUnknown = func(s *cluster.Snapshot) {
+		orderOf(s, "hv2", func(n *cluster.NodeView) {
+			n.Order = present(cluster.FenceOrder{Version: 1, ID: "o1", Node: "hv2", Incarnation: "b.1", Action: "test", By: "ada"})
+		})
+	}
+	if status, body := w.post(fencePrefix+"hv2", "action=fence"); status != 400 || !strings.Contains(body, "The order to test node") {
+		t.Errorf("%d %s", status, body)
+	}
+	w = newWorld(t) // what became of it is not known while the history cannot be read
+	w.store.outcomes, w.store.historyError = []cluster.Outcome{cluster.OutcomeUnknown}, cluster.ErrUnknown
+	if status, body := w.post(fencePrefix+"hv2", "action=fence"); status != 504 || w.store.commits != 1 {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+// An order is written over the emptied record of the one before, and taken back
+// by emptying it.
+func TestFenceOrdersAreEmptied(t *testing.T) {
+	w := newWorld(t)
+	w.node("hv2", func(n *cluster.NodeView) { n.Order = cluster.Versioned[cluster.FenceOrder]{Version: 3, Mzxid: 9} })
+	if status, body := w.post(fencePrefix+"hv2", "action=fence"); status != 202 || w.store.snap.Nodes["hv2"].Order.Version != 4 {
+		t.Fatalf("%d %s", status, body)
+	}
+	if status, body := w.post(fencePrefix+"hv2", "action=cancel"); status != 200 {
+		t.Errorf("%d %s", status, body)
+	}
+	if o := w.store.snap.Nodes["hv2"].Order; o.Present || o.Version != 5 || o.Mzxid == 0 {
+		t.Errorf("%+v", o)
 	}
 }
 
@@ -423,7 +502,7 @@ func TestExplainNamesTheMissingProof(t *testing.T) {
 			w.node("hv2", func(n *cluster.NodeView) {
 				n.Record.Value.Watchdog = &cluster.WatchdogWord{Armed: true, TimeoutMS: 5000, StopMS: 4000}
 			})
-		}, "watchdog", false, "within 15s of its last keepalive, or of the last promise to it; that is counted once its devices have failed, where fencing.failed_fence is migrate. It is a timer"},
+		}, "watchdog", false, "within 15s of its last keepalive, of the last promise to it, or of when the primary took the role; that is counted once its devices have failed, where fencing.failed_fence is migrate. It is a timer"},
 		{"verified", func(w *world) { w.fenced("hv2", cluster.FenceDone, withProof("verified_off")) }, "verified_off", true, "its devices read off"},
 		{"verified, the others", func(w *world) { w.fenced("hv2", cluster.FenceDone, withProof("verified_off")) }, "confirmed", false, "not needed"},
 		{"confirmed", func(w *world) { w.fenced("hv2", cluster.FenceRecover, withProof("confirmed")) }, "confirmed", true, "an operator has vouched"},

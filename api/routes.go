@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -151,7 +152,11 @@ func ourRoutes() []route {
 		{method: get, path: "/fences", summary: "Fence records, operators' orders, what happened to fences, and the tests of fence devices", handle: (*Server).getFences, reply: FencesView{}, params: fencesParams},
 		{method: get, path: "/fence/{node}", summary: "The same of one node", handle: (*Server).getFence, reply: FencesView{}, params: fencesParams},
 		{method: post, path: "/fence/{node}", summary: "Order a node to be fenced, its fence confirmed or canceled, or its fence devices tested", need: RoleOperate, handle: (*Server).postFence, reply: FenceAnswer{}, params: fenceParams},
+		{method: get, path: "/secrets", summary: "The sealed passwords of fence devices, by name", handle: (*Server).getSecrets, reply: []SecretView{}},
+		{method: post, path: "/secret/{name}", summary: "Store a sealed password of fence devices", need: RoleOperate, handle: (*Server).postSecret, reply: Message{}, params: secretParams},
+		{method: del, path: "/secret/{name}", summary: "Remove a sealed password of fence devices", need: RoleOperate, handle: (*Server).deleteSecret, reply: Message{}},
 		{method: get, path: "/explain/{what}", summary: "Evidence for a node's or the role's state, and what stands against change", handle: (*Server).getExplain, reply: Explanation{}},
+		doctorRoute(),
 		{method: get, path: "/healthz", bare: true, open: true, summary: "This server lives", handle: (*Server).getHealthz, reply: Message{}},
 		{method: get, path: "/readyz", bare: true, open: true, summary: "The store can be reached", handle: (*Server).getReadyz, reply: Message{}},
 		{method: get, path: "/openapi.json", bare: true, open: true, summary: "This document", handle: (*Server).getOpenAPI, reply: map[string]any{}},
@@ -281,6 +286,10 @@ func (s *Server) carryOut(rt route, w http.ResponseWriter, r *http.Request, who 
 func (s *Server) audit(rt route, r *http.Request, who caller, given args, status int, result string) {
 	if rt.method == get {
 		return
+	}
+	if given.has("sealed") { // what was sent in its place by mistake may be the password itself
+		given = maps.Clone(given)
+		given["sealed"] = "[secret]"
 	}
 	s.log.Info("change requested",
 		zap.String("who", who.name), zap.Stringer("role", who.role), zap.String("from", r.RemoteAddr),

@@ -86,7 +86,8 @@ type WatchdogWord struct {
 	// TimeoutMS is W as read back from the device.
 	TimeoutMS int64 `json:"timeout_ms"`
 	// StopMS is Q·K of this node: so long after the send of its last acknowledged
-	// keepalive the device is fed at the latest.
+	// keepalive the device is fed at the latest; by a holder of the primary role
+	// that was shut down in maintenance until its lengthened lease runs out.
 	StopMS int64 `json:"stop_ms"`
 }
 

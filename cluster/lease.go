@@ -24,7 +24,15 @@ type Lease struct {
 	// named takes no lease that has merely expired: the holder may be going on by
 	// the word of those who are (I1). Empty: the holder never goes on.
 	Coordinators []NodeID `json:"coordinators,omitempty"`
+	// IDs are the node ids (NodeRecord.ID) of its holder and of the Coordinators,
+	// as far as they were known: another host of one of these names is not the one
+	// that is named. None at all: an older version wrote it, and names count.
+	IDs map[NodeID]string `json:"ids,omitempty"`
 }
+
+// Means reports whether the host with that id is the one that the lease means by
+// the name.
+func (l Lease) Means(n NodeID, id string) bool { return len(l.IDs) == 0 || l.IDs[n] == id }
 
 // Unproven names one start of a lost holder.
 type Unproven struct {

@@ -9,9 +9,9 @@ const (
 )
 
 // FenceOrder is an operator's wish about one node's fence. The primary carries
-// it out: it deletes the order in the Multi that is the effect, or in one with an event of the
-// kind EventOrderRefused that says why not. An order is for one start of the
-// node (I5): a later one makes it void.
+// it out: it ends the order (EndOrder) in the Multi that is the effect, or in
+// one with an event of the kind EventOrderRefused that says why not. An order is
+// for one start of the node (I5): a later one makes it void.
 type FenceOrder struct {
 	Version     int         `json:"v"`
 	ID          string      `json:"id"`
@@ -21,6 +21,14 @@ type FenceOrder struct {
 	Reason      string      `json:"reason"`      // never empty for OrderConfirm
 	By          string      `json:"by"`          // the caller, as the audit record names it
 	UnixMS      int64       `json:"unix_ms"`     // when it was ordered, for people
+}
+
+// EndOrder ends an order that has been answered or taken back, as it was seen.
+// Its record stays and is emptied, so that its versions only grow and a late
+// answer to one order never meets the next: Put writes that on the version that
+// the empty record is seen at.
+func EndOrder(n NodeID, seen Versioned[FenceOrder]) Op {
+	return Set(Key{Kind: KeyFenceOrder, Node: n}, seen.Version, nil)
 }
 
 // EventOrderRefused is the kind of the history's entry for an order that was

@@ -2,7 +2,9 @@ package cluster
 
 // Versioned is a record as observed: its value, the znode's version, and when
 // this observer first saw that version. A record that is there but cannot be
-// read has Present true and Err set; its Value is zero.
+// read has Present true and Err set; its Value is zero. One that stands emptied,
+// as a fence order that was answered does, is not present and has its Version
+// and Mzxid.
 type Versioned[T any] struct {
 	Value   T
 	Version int32

@@ -59,6 +59,8 @@ type Transition struct {
 	From         NodeID           `json:"from"` // empty when nobody held the role
 	To           NodeID           `json:"to"`
 	ToIncarn     Incarnation      `json:"to_incarnation"`
+	FromHost     string           `json:"from_host,omitempty"` // the ids of the hosts (NodeRecord.ID) that From and To name,
+	ToHost       string           `json:"to_host,omitempty"`   // where these may go on without the store; else empty
 	Cause        Cause            `json:"cause"`
 	State        TransitionState  `json:"state"`
 	Phase        Phase            `json:"phase"`

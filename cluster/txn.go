@@ -37,8 +37,9 @@ const (
 	KeyLog                       // (node) string, newest lines
 	KeyFault                     // (name) "<id>/<leaf>"
 	KeyFaultRoot                 // (name) fault id
-	KeyFenceOrder                // (node) FenceOrder
+	KeyFenceOrder                // (node) FenceOrder; nil: none stands
 	KeyFenceTests                // (node) FenceTests
+	KeySecret                    // (name) SealedSecret
 )
 
 // Key identifies one record.
@@ -89,10 +90,10 @@ func Set(k Key, version int32, value any) Op {
 // Create makes the record; it conflicts if there is one.
 func Create(k Key, value any) Op { return Op{Kind: OpCreate, Key: k, Value: value} }
 
-// Put writes the record as observed: a Set on its version where it was
-// present, a Create where it was not, so that either race is a conflict.
+// Put writes the record as observed: a Set on its version where it was there,
+// emptied or not, a Create where it was not, so that either race is a conflict.
 func Put[T any](k Key, seen Versioned[T], value T) Op {
-	if seen.Present {
+	if seen.Present || seen.Mzxid != 0 {
 		return Set(k, seen.Version, value)
 	}
 	return Create(k, value)

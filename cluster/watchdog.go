@@ -135,7 +135,8 @@ type WatchdogState struct {
 // Word is what this node publishes of its watchdog; stopAfter is Q·K. Nil: there
 // is none to count on. Who reads it counts (I4): protected work has ended, or
 // the machine has reset, by StopMS + TimeoutMS after the send of the last
-// acknowledged keepalive, or TimeoutMS after the end of the last promise; where
+// acknowledged keepalive, or TimeoutMS after the end of the last promise, or
+// after the reader has taken the primary role, whichever is last; where
 // the descriptor is not stored once more TimeoutMS, for the death of the guard
 // feeds once. A machine with nothing protected is fed on.
 func (s WatchdogState) Word(stopAfter time.Duration) *WatchdogWord {

@@ -247,6 +247,7 @@ func TestNothingButAVerifiedOffIsAProof(t *testing.T) {
 		"prints a flood":       {`[ $action = status ] && { yes | head -c 3000000; exit 1; }; exit 0`, ResultUnknown, "exit status 1"},
 		"off hangs":            {`[ $action = status ] && { echo "Status: OFF"; exit 2; }; sleep 100`, ResultOff, ""},
 		"status hangs":         {`[ $action = status ] && sleep 100; exit 0`, ResultUnknown, "not readable"},
+		"refuses off once":     {`[ $action = status ] && { [ -e $0.off ] && exit 2; exit 0; }; [ -e $0.asked ] && touch $0.off && exit 0; touch $0.asked; exit 1`, ResultOff, ""},
 		"repeats the password": {`[ $action = status ] && { echo "$in" >&2; exit 1; }; exit 0`, ResultUnknown, "password=[secret]"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -265,6 +266,20 @@ func TestNothingButAVerifiedOffIsAProof(t *testing.T) {
 				t.Errorf("took %s of %s", took, d.Timeout)
 			}
 		})
+	}
+}
+
+// TestARefusedLoginIsNotRepeated: an account that is locked is of no use.
+func TestARefusedLoginIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	path, log := fakeAgent(t, "fence_denied", `echo "ERROR: Unable to connect/login to fencing device" >&2; exit 1`)
+	d := Device{Name: "x", Type: TypeAgent, Agent: path, Timeout: 20 * time.Second, Poll: 50 * time.Millisecond}
+	if r := agentAttempt(t, d, testPassword, ActionOff); r.Result != ResultUnknown || !strings.Contains(r.Error, "Unable to connect/login") {
+		t.Errorf("%+v", r)
+	}
+	raw, _ := os.ReadFile(log)
+	if n := strings.Count(string(raw), "action="); n > 4 {
+		t.Errorf("it was asked %d times", n)
 	}
 }
 

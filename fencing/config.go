@@ -1,6 +1,7 @@
 package fencing
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -63,6 +64,7 @@ type Device struct {
 
 	PasswordFile   string `mapstructure:"password_file" json:"-"`   // first line; read at each attempt
 	PasswordSealed string `mapstructure:"password_sealed" json:"-"` // what Seal made, in place of password_file
+	PasswordSecret string `mapstructure:"password_secret" json:"-"` // name of a sealed one in ZooKeeper, likewise
 
 	CipherSuite int           `mapstructure:"cipher_suite" json:"cipher_suite,omitempty"` // ipmi: 3 (default) or 17
 	Timeout     time.Duration `mapstructure:"timeout" json:"timeout"`                     // one attempt as a whole; 0: 20 s
@@ -81,11 +83,35 @@ type Device struct {
 	Argv []string `mapstructure:"argv" json:"argv,omitempty"` // exec: program and arguments
 
 	keyFile string // of fencing.secrets; WithDefaults sets it
+	lookup  Lookup // WithSecrets sets it
 }
 
 // Secrets is the `fencing.secrets` section.
 type Secrets struct {
 	KeyFile string `mapstructure:"key_file" json:"key_file"` // opens password_sealed; mode 0600, the same on all coordinators
+}
+
+// Lookup fetches what Seal made from where the cluster keeps it, by its name,
+// within ctx. It is asked at each attempt, so that a changed one needs no restart.
+type Lookup func(ctx context.Context, name string) (sealed string, err error)
+
+// WithSecrets returns a copy whose devices find the passwords that are kept in
+// ZooKeeper (password_secret).
+func (c Config) WithSecrets(lookup Lookup) Config {
+	nodes := make(map[string]NodeConfig, len(c.Nodes))
+	for name, node := range c.Nodes {
+		levels := make([][]Device, len(node.Levels))
+		for i, level := range node.Levels {
+			levels[i] = slices.Clone(level)
+			for j := range levels[i] {
+				levels[i][j].lookup = lookup
+			}
+		}
+		node.Levels = levels
+		nodes[name] = node
+	}
+	c.Nodes = nodes
+	return c
 }
 
 // NodeConfig is how one node is fenced.
@@ -335,22 +361,27 @@ func (d Device) misplaced() error {
 // validateSecret judges where the password comes from. The child that makes an
 // attempt is told the password itself, so that this is for the settings only.
 func (d Device) validateSecret() error {
+	given := slices.DeleteFunc([]string{d.PasswordFile, d.PasswordSealed, d.PasswordSecret}, func(s string) bool { return s == "" })
 	switch {
-	case d.PasswordFile != "" && d.PasswordSealed != "":
-		return fmt.Errorf("device %q: password_file and password_sealed are both given; keep one", d.Name)
+	case len(given) > 1:
+		return fmt.Errorf("device %q: more than one of password_file, password_sealed and password_secret is given; keep one", d.Name)
+	case d.PasswordSecret != "":
+		if err := cluster.CheckSecretName(d.PasswordSecret); err != nil {
+			return fmt.Errorf("device %q: password_secret: %w", d.Name, err)
+		}
 	case d.PasswordSealed != "":
 		if _, err := sealedReader(d.PasswordSealed); err != nil {
 			return fmt.Errorf("device %q: password_sealed: %w", d.Name, err)
 		}
 	case d.Type == TypeRedfish && d.PasswordFile == "":
-		return fmt.Errorf("device %q: give password_file or password_sealed", d.Name)
+		return fmt.Errorf("device %q: give password_file, password_sealed or password_secret", d.Name)
 	}
 	return nil
 }
 
 // password fetches the device's password (see secret).
-func (d Device) password() (string, error) {
-	password, err := d.secret()
+func (d Device) password(ctx context.Context) (string, error) {
+	password, err := d.secret(ctx)
 	if err != nil {
 		return "", err
 	}

@@ -43,7 +43,11 @@ type execDevice struct {
 }
 
 func (d execDevice) off(ctx context.Context) (string, error) {
-	if result, err := d.status(ctx); err == nil && result == ResultOff {
+	// A program that hangs in status must not keep the power on for ever.
+	asking, cancel := context.WithTimeout(ctx, askShare(d.device))
+	result, err := d.status(asking)
+	cancel()
+	if err == nil && result == ResultOff {
 		return ResultOff, nil
 	}
 	return offThenRead(ctx, d.device, func(ctx context.Context) error { return d.order(ctx, ActionOff) }, d.status)
@@ -168,19 +172,36 @@ func errorLines(text string) string {
 	return marked.String()
 }
 
+// askShare is what the question whether the power is off already may cost
+// before the order goes out all the same.
+func askShare(d Device) time.Duration { return min(d.Timeout/4, 5*time.Second) }
+
 // readReserve is what an order leaves of the attempt for reading the outcome.
 func readReserve(d Device) time.Duration { return min(d.Timeout/3, 5*time.Second) }
 
-// offThenRead gives the order and reads the power state until it is off. The
-// order is bounded so that there is time left to read: a program that hangs
-// may have taken the power all the same.
+// readShare is what one reading may cost: of one that hangs a second is made,
+// and one that is merely slow has the most of what is left.
+func readShare(left time.Duration) time.Duration { return max(left*2/3, time.Second) }
+
+// offThenRead gives the order and reads the power state until it is off. Each
+// order is bounded so that there is time left to read: a program that hangs may
+// have taken the power all the same.
+//
+// An order that was not acknowledged is given again while there is time. That is
+// harmless: to power off is idempotent, nothing here ever powers on, and while
+// this attempt is out the record stands at power_off, which keeps any later
+// start of the node from registering (I5).
 func offThenRead(ctx context.Context, d Device, order func(context.Context) error, status func(context.Context) (string, error)) (string, error) {
-	ordering, cancel := context.WithTimeout(ctx, max(remaining(ctx, d.Timeout)-readReserve(d), time.Millisecond))
-	orderErr := order(ordering)
-	cancel()
-	last, readErr := ResultUnknown, error(nil)
-	for {
-		result, err := status(ctx)
+	last, readErr, orderErr := ResultUnknown, error(nil), error(nil)
+	var again time.Time // when the order may be given; zero: at once, whatever is left
+	for ordered, denied := false, 0; ; {
+		left := remaining(ctx, d.Timeout) - readReserve(d)
+		if !ordered && (again.IsZero() || left > 0 && !time.Now().Before(again)) {
+			orderErr = within(ctx, max(left, time.Millisecond), order)
+			ordered, again = orderErr == nil, time.Now().Add(d.Timeout/10)
+		}
+		result := ResultUnknown
+		err := within(ctx, readShare(remaining(ctx, d.Timeout)), func(ctx context.Context) (err error) { result, err = status(ctx); return err })
 		switch {
 		case result == ResultOff && err == nil:
 			return ResultOff, nil
@@ -191,10 +212,30 @@ func offThenRead(ctx context.Context, d Device, order func(context.Context) erro
 		default:
 			last, readErr = ResultUnknown, err
 		}
+		if denied = deniedInTurn(d, denied, err); denied > deniedMost {
+			return ResultUnknown, errors.Join(orderErr, err)
+		}
 		if !sleep(ctx, d.Poll) {
 			return last, notOff(d, last, errors.Join(orderErr, readErr))
 		}
 	}
+}
+
+// deniedInTurn counts refused logins one after the other: an account that is
+// locked by repetition would be of no use to anybody. A program of the
+// operator's has exit statuses of its own, which say nothing of a login.
+func deniedInTurn(d Device, before int, err error) int {
+	if err == nil || d.Type != TypeAgent || faultOf(err) != FaultDenied {
+		return 0
+	}
+	return before + 1
+}
+
+// within calls do with so much of ctx at most.
+func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return do(ctx)
 }
 
 // notOff says that the attempt is over and the power is not verified off.

@@ -43,18 +43,38 @@ func TestExecOffIsVerified(t *testing.T) {
 	}
 }
 
+// TestAProgramThatHangsInStatusIsOrderedOffAllTheSame: nothing is proven by
+// that, but the power may be gone.
+func TestAProgramThatHangsInStatusIsOrderedOffAllTheSame(t *testing.T) {
+	t.Parallel()
+	d, dir := lab(t, `[ $PVC_FENCE_ACTION = status ] && sleep 100; exit 0`)
+	began := time.Now()
+	if r := agentAttempt(t, d, "", ActionOff); r.Result != ResultUnknown || !strings.Contains(r.Error, "not readable") {
+		t.Errorf("%+v", r)
+	}
+	if took := time.Since(began); took > d.Timeout+3*time.Second {
+		t.Errorf("took %s of %s", took, d.Timeout)
+	}
+	if log, _ := os.ReadFile(filepath.Join(dir, "log")); strings.Count(string(log), "off hv2") != 1 {
+		t.Errorf("want one order, which was acknowledged, in\n%s", log)
+	}
+}
+
 func TestExecEndsThatProveNothing(t *testing.T) {
 	for name, c := range map[string]struct{ body, result, words string }{
-		"nothing done":   {`exit 0`, ResultFailed, "still reads on"},
-		"unknown status": {`exit 3`, ResultUnknown, "exit status 3"},
-		"bad argument":   {`echo "bad argument" >&2; exit 2`, ResultUnknown, "also prints a line off"},
-		"complains, off": {`echo "slow" >&2; echo off; exit 2`, ResultOff, ""},
-		"hangs":          {`sleep 100`, ResultUnknown, "deadline"},
+		"nothing done":                 {`exit 0`, ResultFailed, "still reads on"},
+		"unknown status":               {`exit 3`, ResultUnknown, "exit status 3"},
+		"bad argument":                 {`echo "bad argument" >&2; exit 2`, ResultUnknown, "also prints a line off"},
+		"complains, off":               {`echo "slow" >&2; echo off; exit 2`, ResultOff, ""},
+		"hangs":                        {`sleep 100`, ResultUnknown, "deadline"},
+		"refuses once":                 {`case $PVC_FENCE_ACTION in off) [ -e asked ] && echo off >power; touch asked; [ -e power ];; status) [ -e power ] && exit 2; exit 0;; esac`, ResultOff, ""},
+		"status hangs until the order": {`case $PVC_FENCE_ACTION in off) echo off >power;; status) [ -e power ] && exit 2; sleep 100;; esac`, ResultOff, ""},
+		"status hangs once after it":   {`case $PVC_FENCE_ACTION in off) echo off >power;; status) [ -e power ] || exit 0; [ -e read ] && exit 2; touch read; sleep 100;; esac`, ResultOff, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d, _ := lab(t, c.body)
-			d.Timeout = time.Second
+			d.Timeout = 3 * time.Second
 			if r := agentAttempt(t, d, "", ActionOff); r.Result != c.result || !strings.Contains(r.Error, c.words) {
 				t.Errorf("%+v", r)
 			}

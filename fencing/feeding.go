@@ -35,8 +35,9 @@ type FeedConfig struct {
 	StopAfter time.Duration // Q·K, cluster.Timing.StopAfter
 	Grace     time.Duration // G: how long verifying may take before the machine is given up
 	Granted   time.Duration // the watchdog's time-out as read back from the device
-	// StopWorkOnly is every `self_fence` but watchdog: a machine whose protected
-	// work has ended, verified, lives on. Otherwise it is reset.
+	// StopWorkOnly is `self_fence: stop-work`: a machine whose protected work has
+	// ended, verified, lives on. Otherwise it is reset, by the watchdog or by a
+	// reboot.
 	StopWorkOnly bool
 }
 

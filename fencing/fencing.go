@@ -29,10 +29,12 @@ type Store interface {
 // nothing: power is taken afterwards, whatever was answered.
 type Soft interface {
 	// Answers reports whether the node answers questions past ZooKeeper now.
+	// It does not block.
 	Answers(n cluster.NodeID) bool
-	// Stop asks exactly this start of the node to end what it protects, and
-	// returns when it says that it has, or when ctx ends.
-	Stop(ctx context.Context, n cluster.NodeID, i cluster.Incarnation, e cluster.Epoch) error
+	// Stop asks exactly the start of the node that the record names to end what
+	// it protects, and returns when it says that it has, when it does not answer
+	// or refuses, or when ctx ends.
+	Stop(ctx context.Context, r cluster.FenceRecord) error
 }
 
 // Options are what a Fencer is made of. All but those named optional are needed.
@@ -68,6 +70,7 @@ type Options struct {
 // at a time.
 type Fencer struct {
 	Options
+	reign reign
 }
 
 // New returns a Fencer, or why it cannot be one.
@@ -89,7 +92,7 @@ const (
 	commitWait  = 2 * time.Second        // for one Multi's reply
 	commitTries = 40                     // conflicts with one's own renewals, lost replies
 	commitPause = 100 * time.Millisecond // between tries that were not answered
-	softWait    = 2 * time.Second        // for the node itself to stop what it protects
+	softWait    = 2 * time.Second        // for the node itself to stop what it protects, or Q·K if that is less
 )
 
 // Fence claims the action's fence and carries it as far as it goes: to done,
@@ -177,18 +180,23 @@ type work struct {
 	record  cluster.Versioned[cluster.FenceRecord]
 	view    cluster.NodeView // of the node, as of the last look
 	epoch   cluster.Epoch
-	resumed bool                   // an attempt of an earlier fencer may have been under way
-	from    cluster.FenceStage     // at which an earlier fencer's record was adopted
-	asked   bool                   // the node was asked to stop by itself
-	soft    []cluster.FenceAttempt // how that went
-	proven  []Device               // the level that read off when power was taken, in this very run
-	cleaned *int32                 // version of the daemon state as this run has written it
+	resumed bool               // an attempt of an earlier fencer may have been under way
+	from    cluster.FenceStage // at which an earlier fencer's record was adopted
+	// forgotten: the record as it was found had stood for longer than an order is
+	// aimed at a living node.
+	forgotten bool
+	asked     bool                   // the node was asked to stop by itself
+	soft      []cluster.FenceAttempt // how that went
+	proven    []Device               // the level that read off when power was taken, in this very run
+	cleaned   *int32                 // version of the daemon state as this run has written it
 }
 
 // begin is work on the node's record as the view has it.
 func (f *Fencer) begin(snap *cluster.Snapshot, node cluster.NodeID) *work {
 	view := snap.Nodes[node]
-	return &work{Fencer: f, node: node, record: view.Fence, view: view, epoch: snap.Lease.Value.Epoch}
+	w := &work{Fencer: f, node: node, record: view.Fence, view: view, epoch: snap.Lease.Value.Epoch}
+	w.forgotten = f.Clock != nil && forgotten(view.Fence, f.Clock.Now())
+	return w
 }
 
 // fresh is a new record of this fencer's about one start of the node. What is
@@ -247,6 +255,7 @@ func (f *Fencer) claim(ctx context.Context, a cluster.Action) (*work, *cluster.R
 // adopt makes a record this fencer's: its epoch is written into it, so that the
 // results of whoever held it before are dropped (I2).
 func (f *Fencer) adopt(ctx context.Context, node cluster.NodeID) (*work, error) {
+	old := false // an adoption whose reply was lost makes no record young again
 	for range commitTries {
 		snap, err := f.lead(ctx, node)
 		if err != nil {
@@ -258,6 +267,8 @@ func (f *Fencer) adopt(ctx context.Context, node cluster.NodeID) (*work, error) 
 		}
 		record := w.record.Value
 		w.resumed, w.from = underWay(record.Stage), record.Stage
+		old = old || w.forgotten
+		w.forgotten = old
 		if record.Epoch == w.epoch && record.By == f.Owner.Node {
 			return w, nil
 		}

@@ -401,6 +401,21 @@ func TestARoleThatEndsDuringAnAttemptLeavesTheStage(t *testing.T) {
 	}
 }
 
+// A guard that is lost in an attempt leaves the record where no start of the
+// node registers, for the order may be out still (I5); the fence is carried on
+// once there is a guard again.
+func TestAGuardThatIsLostInAnAttemptLeavesTheStage(t *testing.T) {
+	b := newBench(t)
+	b.lost = true
+	if r, _, err := b.Fence(t.Context(), b.action()); !errors.Is(err, cluster.ErrUnknown) || r.Stage != cluster.FencePowerOff {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	b.lost = false
+	if r, err := b.resumeWhole(t); err != nil || r.Stage != cluster.FenceDone || r.Proof != "verified_off" {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 func TestResumeWithoutARecord(t *testing.T) {
 	if _, _, err := newBench(t).Resume(t.Context(), "b"); !errors.Is(err, cluster.ErrNotFound) {
 		t.Error(err)

@@ -31,34 +31,78 @@ type ipmiDevice struct {
 // off takes power and polls until it reads off. Already off is a success; an
 // acknowledged order is none; a lost reply to the order is settled by the
 // polls like any other.
+//
+// The order is given again where it was not acknowledged, and where the session
+// was lost since: a controller that was restarted may have forgotten what it had
+// acknowledged. That is harmless (see offThenRead), and each order follows a read
+// that does not say off.
 func (d ipmiDevice) off(ctx context.Context) (string, error) {
 	session, err := d.open(ctx)
 	if err != nil {
 		return ResultUnknown, err
 	}
 	defer func() { session.close() }()
-
-	if on, err := session.powered(ctx); err == nil && !on {
-		return ResultOff, nil
-	}
-	orderErr := session.order(ctx, chassis.ChassisControlPowerDown)
-	var last string
-	var pollErr error
+	last, ordered, denied := ResultUnknown, false, 0
+	var orderErr, readErr error
 	for {
-		on, err := session.powered(ctx)
+		read := d.read(ctx, session)
+		session = read.session
 		switch {
-		case err == nil && !on:
+		case read.err == nil && !read.on:
 			return ResultOff, nil
-		case err == nil:
-			last, pollErr = ResultFailed, nil
+		case ctx.Err() != nil && (readErr != nil || last != ResultUnknown):
+			// The read that the deadline cut off is no news.
+		case read.err == nil:
+			last, readErr = ResultFailed, nil
 		default:
-			last, pollErr = ResultUnknown, err
-			session = d.reopen(ctx, session)
+			last, readErr = ResultUnknown, read.err
+		}
+		if denied++; read.opened == nil || faultOf(read.opened) != FaultDenied {
+			denied = 0
+		}
+		if denied > deniedMost {
+			return ResultUnknown, errors.Join(read.opened, orderErr)
+		}
+		ordered = ordered && !read.fresh
+		if !ordered && (read.err == nil || read.fresh) && ctx.Err() == nil {
+			// Also where the state is unknown: the order is the same.
+			orderErr = session.order(ctx, chassis.ChassisControlPowerDown)
+			if ordered = orderErr == nil; ordered {
+				continue // most controllers read off at once
+			}
 		}
 		if !sleep(ctx, d.device.Poll) {
-			return last, d.offFailure(last, orderErr, pollErr)
+			return last, d.offFailure(last, orderErr, readErr)
 		}
 	}
+}
+
+// ipmiRead is how a read of the power state went.
+type ipmiRead struct {
+	session *ipmiSession // to go on with
+	fresh   bool         // it was opened for this read: the earlier one is lost
+	on      bool
+	err     error
+	opened  error // why none could be opened
+}
+
+// read reads the power state, by a new session where the old one does not answer
+// any more: a controller that was restarted has forgotten it. The dead one is
+// returned where none can be opened, and its next read fails again.
+func (d ipmiDevice) read(ctx context.Context, session *ipmiSession) ipmiRead {
+	r := ipmiRead{session: session}
+	if r.on, r.err = session.powered(ctx); r.err == nil || ctx.Err() != nil {
+		return r
+	}
+	fresh, err := d.open(ctx)
+	if err != nil {
+		r.opened = err
+		return r
+	}
+	session.close()
+	r.session, r.fresh = fresh, true
+	r.on, r.err = fresh.powered(ctx)
+	return r
 }
 
 func (d ipmiDevice) offFailure(last string, orderErr, pollErr error) error {
@@ -130,18 +174,6 @@ func (d ipmiDevice) open(ctx context.Context) (*ipmiSession, error) {
 		return nil, fmt.Errorf("connect to device %q at %s: %w", d.device.Name, d.device.Address, err)
 	}
 	return &ipmiSession{device: d.device, client: c}, nil
-}
-
-// reopen replaces a session that stopped answering: a controller that was
-// restarted has forgotten it. The dead one is returned when that fails, and
-// its next read fails again.
-func (d ipmiDevice) reopen(ctx context.Context, old *ipmiSession) *ipmiSession {
-	fresh, err := d.open(ctx)
-	if err != nil {
-		return old
-	}
-	old.close()
-	return fresh
 }
 
 func (s *ipmiSession) powered(ctx context.Context) (bool, error) {

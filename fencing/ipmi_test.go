@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,6 +149,30 @@ func TestOffWaitsForASlowMachine(t *testing.T) {
 	}
 }
 
+// TestAMachineSlowerThanTheTry: the try has failed, and the next finds it off
+// without an order.
+func TestAMachineSlowerThanTheTry(t *testing.T) {
+	t.Parallel()
+	m, faults := &machine{on: true}, &bmc.Faults{}
+	faults.Slow(2 * time.Second)
+	d := startBMC(t, m, faults)
+	d.Timeout = time.Second
+	if r := attempt(t, d, ActionOff); r.Result != ResultFailed || !strings.Contains(r.Error, "still reads on") {
+		t.Errorf("off: %+v", r)
+	}
+	for limit := time.Now().Add(10 * time.Second); ; <-time.After(10 * time.Millisecond) {
+		if on, _, _ := m.state(); !on || time.Now().After(limit) {
+			break
+		}
+	}
+	if r := attempt(t, d, ActionOff); r.Result != ResultOff {
+		t.Errorf("off again: %+v", r)
+	}
+	if on, offs, ons := m.state(); on || offs != 1 || ons != 0 {
+		t.Errorf("on %v, cut %d times, powered on %d times", on, offs, ons)
+	}
+}
+
 func TestALyingControllerHasFailed(t *testing.T) {
 	m, faults := &machine{on: true}, &bmc.Faults{}
 	faults.Lying(true)
@@ -226,6 +251,82 @@ func TestAControllerThatForgetsTheSessionIsAskedAnew(t *testing.T) {
 	}
 	if _, offs, _ := m.state(); offs != 1 {
 		t.Errorf("power was cut %d times", offs)
+	}
+}
+
+// forgetful is a machine whose controller acknowledges the first order to power
+// off and restarts before it has carried it out.
+type forgetful struct {
+	machine
+	restart chan struct{}
+	once    sync.Once
+}
+
+func (m *forgetful) Off() error {
+	first := false
+	m.once.Do(func() { first = true; close(m.restart) })
+	if first {
+		return nil
+	}
+	return m.machine.Off()
+}
+
+func TestAnOrderThatIsLostWithItsSessionIsGivenAgain(t *testing.T) {
+	t.Parallel()
+	m := &forgetful{machine: machine{on: true}, restart: make(chan struct{})}
+	port := freeUDPPort(t)
+	listen := func() *bmc.Server {
+		for limit := time.Now().Add(10 * time.Second); ; { // until the kernel has let go of the earlier one
+			s, err := bmc.Listen(bmc.Config{Listen: "127.0.0.1:" + strconv.Itoa(port), User: "fencer", Password: testPassword, Power: m})
+			if err == nil {
+				return s
+			}
+			if time.Now().After(limit) {
+				panic(err)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	life, end := context.WithCancel(ctx)
+	var served sync.WaitGroup
+	served.Go(func() { <-m.restart; end() })
+	first := listen()
+	served.Go(func() { _ = first.Serve(life); _ = listen().Serve(ctx) })
+	t.Cleanup(func() { cancel(); m.once.Do(func() { close(m.restart) }); served.Wait() })
+
+	d := testDevice(t, "bmc", "127.0.0.1:"+strconv.Itoa(port))
+	d.Timeout = 20 * time.Second
+	if r := attempt(t, d, ActionOff); r.Result != ResultOff {
+		t.Errorf("off: %+v", r)
+	}
+	if on, offs, ons := m.state(); on || offs != 1 || ons != 0 {
+		t.Errorf("on %v, cut %d times after the restart, powered on %d times", on, offs, ons)
+	}
+}
+
+// reluctant is a machine whose controller refuses the first orders.
+type reluctant struct {
+	machine
+	refusals atomic.Int32
+}
+
+func (m *reluctant) Off() error {
+	if m.refusals.Add(-1) >= 0 {
+		return errors.New("busy")
+	}
+	return m.machine.Off()
+}
+
+func TestAnOrderThatIsRefusedIsGivenAgain(t *testing.T) {
+	t.Parallel()
+	m := &reluctant{machine: machine{on: true}}
+	m.refusals.Store(2)
+	d := startBMC(t, m, nil)
+	if r := attempt(t, d, ActionOff); r.Result != ResultOff {
+		t.Errorf("off: %+v", r)
+	}
+	if on, offs, _ := m.state(); on || offs != 1 {
+		t.Errorf("on %v, cut %d times", on, offs)
 	}
 }
 

@@ -181,7 +181,7 @@ func appendAttempts(old, more []cluster.FenceAttempt) []cluster.FenceAttempt {
 	kept := make([]cluster.FenceAttempt, 0, maxAttempts)
 	seen := make(map[string]bool)
 	for i, a := range slices.Backward(all) {
-		known := a.Result != ResultUnknown
+		known := a.Result != ResultUnknown && a.Action != ActionSoft // no device's: a device may have the node's name
 		if len(all)-i <= maxAttempts || known && !seen[a.Device] {
 			kept = append(kept, a)
 		}

@@ -10,8 +10,8 @@ import (
 )
 
 // Order carries out what an operator has ordered of a node's fence: fence,
-// confirm or cancel. The order is deleted in the very Multi that is its effect,
-// so that it is never carried out twice and never lost (I8). A refusal without
+// confirm or cancel. The order ends in the very Multi that is its effect, so that
+// it is never carried out twice and never lost (I8). A refusal without
 // a record says why nothing was done: the order stands, to be answered by the
 // caller. ErrConflict: the order was withdrawn or replaced meanwhile.
 //
@@ -34,7 +34,9 @@ func (f *Fencer) Order(ctx context.Context, order cluster.Versioned[cluster.Fenc
 	return record, refusal, err
 }
 
-// accept writes the order's first effect.
+// accept writes the order's first effect. One whose effect a record carries
+// already is done: it was written by a try whose reply was lost, or the order
+// stands there again, put back by a writer whose own reply was lost, and ends.
 func (f *Fencer) accept(ctx context.Context, order cluster.Versioned[cluster.FenceOrder], keepalive int64) (*work, *cluster.Refusal, error) {
 	o := order.Value
 	for range commitTries {
@@ -43,19 +45,30 @@ func (f *Fencer) accept(ctx context.Context, order cluster.Versioned[cluster.Fen
 			return nil, nil, err
 		}
 		w := f.begin(snap, o.Node)
-		if readable(w.record) && w.record.Value.Order == o.ID { // written by a try whose reply was lost
+		seen := w.view.Order
+		stands := seen.Present && seen.Value.ID == o.ID
+		if readable(w.record) && w.record.Value.Order == o.ID {
+			if stands {
+				ended, err := w.endOrder(ctx, snap)
+				if err != nil {
+					return nil, nil, err
+				}
+				if !ended {
+					continue
+				}
+			}
 			adopted, err := f.adopt(ctx, o.Node)
 			return adopted, nil, err
 		}
-		if seen := w.view.Order; !seen.Present || seen.Value.ID != o.ID {
+		if !stands {
 			return nil, nil, fmt.Errorf("carry out order %s about node %s: it was withdrawn or replaced: %w", o.ID, o.Node, cluster.ErrConflict)
 		}
 		record, ops, refusal := w.obey(snap, o, keepalive)
 		if refusal != nil {
 			return nil, refusal, nil
 		}
-		ops = append(ops, cluster.Delete(cluster.Key{Kind: cluster.KeyFenceOrder, Node: o.Node}, order.Version))
-		w.resumed, w.from = underWay(w.record.Value.Stage), w.record.Value.Stage
+		ops = append(ops, cluster.EndOrder(o.Node, seen))
+		w.resumed, w.from, w.forgotten = underWay(w.record.Value.Stage), w.record.Value.Stage, false
 		written, err := w.write(ctx, record, snap, ops)
 		if err != nil {
 			return nil, nil, err
@@ -65,6 +78,31 @@ func (f *Fencer) accept(ctx context.Context, order cluster.Versioned[cluster.Fen
 		}
 	}
 	return nil, nil, fmt.Errorf("carry out order %s about node %s: %w", o.ID, o.Node, cluster.ErrConflict)
+}
+
+// endOrder ends an order whose effect the record carries, under this very role
+// and on this very record. It returns false when nothing is known to have been
+// written: read again and decide anew.
+func (w *work) endOrder(ctx context.Context, snap *cluster.Snapshot) (bool, error) {
+	sending, cancel := context.WithTimeout(ctx, commitWait)
+	defer cancel()
+	result := w.Store.Commit(sending, cluster.Txn{Purpose: "fence.order.done", Ops: []cluster.Op{
+		cluster.Check(cluster.Key{Kind: cluster.KeyLease}, snap.Lease.Version),
+		cluster.Check(cluster.Key{Kind: cluster.KeyFence, Node: w.node}, w.record.Version),
+		cluster.EndOrder(w.node, w.view.Order),
+	}})
+	switch result.Outcome {
+	case cluster.OutcomeOK:
+		return true, nil
+	case cluster.OutcomeRefused:
+		return false, fmt.Errorf("end the order about node %s that was carried out: %w", w.node, errors.Join(cluster.ErrRefused, result.Err))
+	}
+	pause := commitPause
+	if result.Outcome == cluster.OutcomeConflict { // mostly a renewal of one's own lease in between
+		pause /= 10
+	}
+	sleep(ctx, pause)
+	return false, nil
 }
 
 // obey is the record that the order makes of the present one, with what is to
@@ -100,18 +138,17 @@ func (w *work) obey(snap *cluster.Snapshot, o cluster.FenceOrder, keepalive int6
 
 type refuser func(code cluster.RefusalCode, format string, args ...any) (cluster.FenceRecord, []cluster.Op, *cluster.Refusal)
 
-// obeyFence begins a fence, or has a failed one tried again at once.
+// obeyFence begins a fence, also in place of a failed one: what is ordered is
+// aimed at a living node until its own first try, and that one's tries are over.
 func (w *work) obeyFence(snap *cluster.Snapshot, o cluster.FenceOrder, held cluster.FenceRecord, no refuser) (cluster.FenceRecord, []cluster.Op, *cluster.Refusal) {
 	if m := snap.Maintenance; m.Present && (m.Value || m.Err != nil) {
 		return no(cluster.RefuseMaintenance, "the cluster is in maintenance, in which nobody is fenced; end it first")
 	}
 	switch held.Stage {
-	case "", cluster.FenceCanceled, cluster.FenceManual:
+	case "", cluster.FenceCanceled, cluster.FenceManual, cluster.FenceFailed:
 		record := w.fresh(o.Incarnation, w.view.Keepalive.Mzxid, fmt.Sprintf("ordered by %s: %s", o.By, o.Reason))
 		record.Order = o.ID
 		return record, nil, nil
-	case cluster.FenceFailed:
-		return advance(held, Event{Kind: EventRetry, Order: o.ID, Detail: fmt.Sprintf("tried again at once by order of %s: %s", o.By, o.Reason)}, nil, no)
 	case cluster.FenceFenced, cluster.FenceRecover, cluster.FenceDone:
 		return no(cluster.RefuseProven, "this start of it is proven dead already (%s); nothing of it is left to fence", held.Proof)
 	}
@@ -162,20 +199,35 @@ func advance(held cluster.FenceRecord, e Event, ops []cluster.Op, no refuser) (c
 
 // Ripe reports whether the node's fence can go on without a verdict on the node:
 // it has returned, its watchdog's bound has passed where that is to count, or an
-// operator's order was left unfinished. Settle then does what is to be done.
-func (f *Fencer) Ripe(view cluster.NodeView, now cluster.Instant) bool {
+// operator's order was left unfinished, and a try of that is all that it is ripe
+// for. Settle then does what is to be done.
+func (f *Fencer) Ripe(view cluster.NodeView, now cluster.Instant) (ripe, try bool) {
 	r := view.Fence
 	if !readable(r) {
-		return false
+		return false, false
 	}
-	if _, back := returnedFrom(r.Value, view); back && Cancelable(r.Value.Stage) {
-		return true
+	if _, back := returnedFrom(r.Value, forgotten(r, now), view); back && Cancelable(r.Value.Stage) {
+		return true, false
 	}
-	if r.Value.Order != "" && Cancelable(r.Value.Stage) && f.Due(r, now) {
-		return true
+	if f.ownLeft(view, now) {
+		return true, false
 	}
-	from, _ := f.watchdogFrom(view)
-	return !now.Before(from)
+	if from, _ := f.watchdogFrom(view); !now.Before(from) {
+		return true, false
+	}
+	try = r.Value.Order != "" && Cancelable(r.Value.Stage) && f.Due(r, now)
+	return try, try
+}
+
+// ownLeft reports whether an order is out in a fence of this very start, which
+// is primary by now: whoever sent it has lost the role before this reign, and its
+// attempts have ended with that, at the latest by their own deadline. Nobody else
+// ends such a record (I7), and nobody takes his own power.
+func (f *Fencer) ownLeft(view cluster.NodeView, now cluster.Instant) bool {
+	r := view.Fence
+	return view.Name == f.Owner.Node && r.Value.Incarnation == f.Owner.Incarnation &&
+		(r.Value.Stage == cluster.FencePowerOff || r.Value.Stage == cluster.FenceVerify) &&
+		now.Sub(max(r.SeenAt, f.reign.began())) >= f.attemptsEnd(r.Value.Node)
 }
 
 // watchdogFrom is from when on the watchdog's bound is the node's dead-proof:
@@ -201,7 +253,7 @@ func (f *Fencer) watchdogProof(i cluster.Incarnation, view cluster.NodeView) (cl
 		promised = f.Promised(view.Name)
 	}
 	return WatchdogProof(WatchdogEvidence{
-		Incarnation: i, Node: view, Promised: promised, StopAfter: f.StopAfter, TrustSoftdog: f.Config.TrustSoftdog,
+		Incarnation: i, Node: view, Promised: promised, Leads: f.reign.began(), StopAfter: f.StopAfter, TrustSoftdog: f.Config.TrustSoftdog,
 	})
 }
 
@@ -219,8 +271,10 @@ func (w *work) otherProof() string {
 
 // Settle carries on a record that is Ripe: it writes the node's return, or the
 // proof by its watchdog and what follows, or goes on with an operator's order.
-// A record that is not Ripe any more is left as it is.
-func (f *Fencer) Settle(ctx context.Context, node cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
+// A record that is not Ripe any more is left as it is. Each try of an order is
+// the caller's to weigh against who else is down (I6): without try no power is
+// ordered off.
+func (f *Fencer) Settle(ctx context.Context, node cluster.NodeID, try bool) (cluster.FenceRecord, *cluster.Refusal, error) {
 	var record cluster.FenceRecord
 	var refusal *cluster.Refusal
 	err := f.locked(ctx, node, func(ctx context.Context) error {
@@ -228,20 +282,23 @@ func (f *Fencer) Settle(ctx context.Context, node cluster.NodeID) (cluster.Fence
 		if err != nil {
 			return err
 		}
-		refusal, err = w.settle(ctx)
+		refusal, err = w.settle(ctx, try)
 		record = w.record.Value
 		return err
 	})
 	return record, refusal, err
 }
 
-func (w *work) settle(ctx context.Context) (*cluster.Refusal, error) {
+func (w *work) settle(ctx context.Context, try bool) (*cluster.Refusal, error) {
 	r := w.record.Value
-	if back, ok := returnedFrom(r, w.view); ok && Cancelable(r.Stage) {
+	if back, ok := returnedFrom(r, w.forgotten, w.view); ok && Cancelable(r.Stage) {
 		if r.Stage == cluster.FenceFailed {
 			back.Detail += "; before that " + r.Result
 		}
 		return nil, w.step(ctx, Event{Kind: EventReturned, Proof: back.Proof, Detail: back.Detail}, nil)
+	}
+	if w.Clock != nil && w.ownLeft(w.view, w.Clock.Now()) { // a later look finds that it has returned
+		return nil, w.step(ctx, Event{Kind: EventFailed, Detail: fmt.Sprintf("node %s has become primary itself; its power was not verified off", w.node)}, nil)
 	}
 	if from, missing := w.watchdogFrom(w.view); missing == "" && !w.Clock.Now().Before(from) {
 		if err := w.provenByWatchdog(ctx); err != nil {
@@ -249,7 +306,7 @@ func (w *work) settle(ctx context.Context) (*cluster.Refusal, error) {
 		}
 		return w.drive(ctx)
 	}
-	if r.Order != "" && !r.Held && Cancelable(r.Stage) && r.Stage != cluster.FenceManual {
+	if try && r.Order != "" && !r.Held && Cancelable(r.Stage) && r.Stage != cluster.FenceManual {
 		return w.again(ctx)
 	}
 	return nil, nil

@@ -49,7 +49,7 @@ func TestAnOrderedFenceOfALivingNode(t *testing.T) {
 		r.commit(cluster.Op{Kind: cluster.OpCreateEphemeral, Key: nodeKey(cluster.KeyAlive), Value: cluster.Alive{Incarnation: bStart}})
 		order := r.order(fenceOrder())
 		stood := map[string]bool{} // whether the order stood when each stage was about to be written
-		p.fencer.Store = beforeCommit{p, func(purpose string) { _, stood[purpose] = r.store.Get("/agent/fence-orders/b") }}
+		p.fencer.Store = beforeCommit{p, func(purpose string) { stood[purpose] = r.stands() }}
 		record, refusal := p.obeyed(order)
 		stop()
 		life.Wait()
@@ -59,7 +59,7 @@ func TestAnOrderedFenceOfALivingNode(t *testing.T) {
 		if !stood["fence.claimed"] || stood["fence.power_off"] {
 			t.Errorf("the order stood at %v; it is to go with the claim", stood)
 		}
-		if _, ok := r.store.Get("/agent/fence-orders/b"); ok {
+		if r.stands() {
 			t.Error("the order was left behind")
 		}
 		if n := r.snap().Failover.Value.Count; n != 0 {
@@ -119,7 +119,7 @@ func TestAnOrderIsNeitherLostNorDoubled(t *testing.T) {
 				if record.Stage != cluster.FenceDone || record.Order != "o1" || !slices.Equal(r.told(), wholeFence) {
 					t.Errorf("%s: ended in %s, told %v", what, record.Stage, r.told())
 				}
-				if _, ok := r.store.Get("/agent/fence-orders/b"); ok {
+				if r.stands() {
 					t.Errorf("%s: the order was left behind", what)
 				}
 			})
@@ -200,7 +200,7 @@ func TestOrdersAndWhatStandsAgainstThem(t *testing.T) {
 			if refusal != nil {
 				code = refusal.Code
 			}
-			_, stands := r.store.Get("/agent/fence-orders/b")
+			stands := r.stands()
 			got := r.record()
 			if code != c.code || stands != (c.code != "") || (record.ID == "") != (c.code != "") {
 				t.Errorf("%s: refusal %+v, the order stands: %v", c.name, refusal, stands)
@@ -283,6 +283,157 @@ func TestAHeldFenceIsLeftAlone(t *testing.T) {
 	})
 }
 
+// The order stands again, put back by a writer who got no reply: it has had its
+// effect, whatever became of that, and ends without another.
+func TestAnOrderThatStandsAgainEnds(t *testing.T) {
+	for _, stage := range []cluster.FenceStage{cluster.FenceFailed, cluster.FenceDone, cluster.FenceManual} {
+		for _, lost := range []int{0, 1} {
+			inRealm(t, func(t *testing.T, r *realm) {
+				r.plantRecord(stage, bStart, func(f *cluster.FenceRecord) { f.Order, f.Held = "o1", stage == cluster.FenceManual })
+				p := r.lead("a")
+				left := lost
+				p.fencer.Store = lostReply{p, "fence.order.done", &left}
+				record, refusal := p.obeyed(r.order(fenceOrder()))
+				if r.stands() || refusal != nil || record.Stage != stage || len(r.orders) != 0 {
+					t.Errorf("%s, %d replies lost: stands %v, %s, %+v, ordered %v", stage, lost, r.stands(), record.Stage, refusal, r.orders)
+				}
+			})
+		}
+	}
+}
+
+// A late answer to an order that was answered leaves the next one standing.
+func TestALateAnswerLeavesTheNextOrder(t *testing.T) {
+	inRealm(t, func(t *testing.T, r *realm) {
+		p := r.lead("a")
+		first := r.order(fenceOrder())
+		p.obeyed(first)
+		next := fenceOrder()
+		next.ID = "o2"
+		second := r.order(next)
+		if _, _, err := p.fencer.Order(p.ctx, first, 0); err != nil || !r.stands() {
+			t.Errorf("by the fencer: %v, stands %v", err, r.stands())
+		}
+		res := r.oper.Commit(r.ctx, cluster.Txn{Purpose: "test", Ops: []cluster.Op{cluster.EndOrder(bID, first)}})
+		if res.Outcome != cluster.OutcomeConflict || !r.stands() {
+			t.Errorf("by a write that was under way: %s, stands %v", res.Outcome, r.stands())
+		}
+		if _, refusal := p.obeyed(second); refusal == nil || refusal.Code != cluster.RefuseProven {
+			t.Errorf("the next: %+v", refusal)
+		}
+	})
+}
+
+// An operator's fence that was left before its first try is aimed at a living
+// node for a while, and then at a silent one only; each later try only at that.
+func TestHowLongAnOrderIsAimedAtALivingNode(t *testing.T) {
+	for name, c := range map[string]struct {
+		wait  time.Duration
+		tries int
+		stage cluster.FenceStage
+		end   cluster.FenceStage
+	}{
+		"soon":                   {orderAim - time.Minute, 0, cluster.FenceClaimed, cluster.FenceDone},
+		"soon, being asked":      {orderAim - time.Minute, 0, cluster.FenceSoft, cluster.FenceDone},
+		"long after":             {orderAim + time.Minute, 0, cluster.FenceClaimed, cluster.FenceCanceled},
+		"long after, from soft":  {orderAim + time.Minute, 0, cluster.FenceSoft, cluster.FenceCanceled},
+		"a try failed":           {0, 1, cluster.FenceFailed, cluster.FenceCanceled},
+		"a later try has begun":  {0, 1, cluster.FenceClaimed, cluster.FenceCanceled},
+		"and got as far as soft": {0, 2, cluster.FenceSoft, cluster.FenceCanceled},
+	} {
+		inRealm(t, func(t *testing.T, r *realm) {
+			p := r.lead("a")
+			r.plantRecord(c.stage, bStart, func(f *cluster.FenceRecord) { f.Order, f.Tries = "o1", c.tries })
+			p.watchNothing(c.wait)
+			r.keepalive()
+			record := p.watch(time.Minute, false)
+			if record.Stage != c.end || (len(r.orders) > 0) != (c.end == cluster.FenceDone) {
+				t.Errorf("%s: %s after %v: %s", name, record.Stage, r.orders, record.Result)
+			}
+		})
+	}
+}
+
+// watchNothing lets time pass with the primary's view kept fresh.
+func (p *primary) watchNothing(d time.Duration) {
+	time.Sleep(d)
+	_, err := p.Refresh(p.ctx)
+	p.must(err)
+}
+
+// A sign of life in the last moment before a later try of an order wins.
+func TestALaterTryAndASignOfLifeCannotBothWin(t *testing.T) {
+	inRealm(t, func(t *testing.T, r *realm) {
+		p := r.lead("a")
+		r.plantRecord(cluster.FenceClaimed, bStart, func(f *cluster.FenceRecord) { f.Order = "o1" })
+		var once sync.Once
+		p.fencer.Store = beforeCommit{p, func(purpose string) {
+			if purpose == "fence.power_off" {
+				once.Do(r.keepalive)
+			}
+		}}
+		if record := p.watch(time.Minute, false); record.Stage != cluster.FenceCanceled || len(r.orders) != 0 {
+			t.Errorf("%s after %v", record.Stage, r.orders)
+		}
+	})
+}
+
+// A try of an order that its caller has not weighed orders nothing; what needs
+// no try goes on.
+func TestAnUnweighedTryIsNotMade(t *testing.T) {
+	inRealm(t, func(t *testing.T, r *realm) {
+		p := r.lead("a")
+		r.plantRecord(cluster.FenceFailed, bStart, func(f *cluster.FenceRecord) { f.Order = "o1" })
+		time.Sleep(backoffFirst)
+		if ripe, try := p.fencer.Ripe(r.snap().Nodes[bID], r.clock.Now()); !ripe || !try {
+			t.Errorf("ripe %v, for a try %v", ripe, try)
+		}
+		record, refusal, err := p.fencer.Settle(p.ctx, bID, false)
+		if err != nil || refusal != nil || record.Stage != cluster.FenceFailed || len(r.orders) != 0 {
+			t.Errorf("%s, %+v, %v after %v", record.Stage, refusal, err, r.orders)
+		}
+		r.keepalive()
+		if ripe, try := p.fencer.Ripe(r.snap().Nodes[bID], r.clock.Now()); !ripe || try {
+			t.Errorf("back: ripe %v, for a try %v", ripe, try)
+		}
+		if record, _, err = p.fencer.Settle(p.ctx, bID, false); err != nil || record.Stage != cluster.FenceCanceled {
+			t.Errorf("back: %s, %v", record.Stage, err)
+		}
+	})
+}
+
+// Who has become primary while an order against it was out ends that fence, once
+// no attempt of it can run any more: nobody else would (I7). It sends no order.
+func TestThePrimaryEndsWhatAnEarlierOneLeftOfItsOwnFence(t *testing.T) {
+	for _, stage := range []cluster.FenceStage{cluster.FencePowerOff, cluster.FenceVerify, cluster.FenceFailed} {
+		inRealm(t, func(t *testing.T, r *realm) {
+			p := r.lead("b")
+			r.plantRecord(stage, r.snap().Nodes[bID].Record.Value.Incarnation, func(f *cluster.FenceRecord) { f.Epoch-- })
+			r.keepalive()
+			ripe := func() bool {
+				ripe, try := p.fencer.Ripe(r.snap().Nodes[bID], r.clock.Now())
+				return ripe && !try
+			}
+			if stage != cluster.FenceFailed && ripe() {
+				t.Errorf("%s: ripe at once", stage)
+			}
+			// The first look sees its own reign, and what an earlier primary has begun
+			// before that may last an attempt longer.
+			for range 3 {
+				time.Sleep(DefaultTimeout + 2*childSlack)
+				if ripe() {
+					if _, _, err := p.fencer.Settle(p.ctx, bID, false); err != nil {
+						t.Errorf("%s: %v", stage, err)
+					}
+				}
+			}
+			if record := r.snap().Nodes[bID].Fence.Value; record.Stage != cluster.FenceCanceled || len(r.orders) != 0 {
+				t.Errorf("%s led to %s after %v", stage, record.Stage, r.orders)
+			}
+		})
+	}
+}
+
 // softly stands in for the questions past ZooKeeper.
 type softly struct {
 	answers bool
@@ -292,8 +443,10 @@ type softly struct {
 
 func (s *softly) Answers(cluster.NodeID) bool { return s.answers }
 
-func (s *softly) Stop(ctx context.Context, _ cluster.NodeID, i cluster.Incarnation, _ cluster.Epoch) error {
-	s.asked = append(s.asked, i)
+func (s *softly) Stop(ctx context.Context, r cluster.FenceRecord) error {
+	if s.asked = append(s.asked, r.Incarnation); r.Stage != cluster.FenceSoft || r.ID == "" || r.Epoch == 0 || r.By == "" {
+		return fmt.Errorf("asked by %+v: %w", r, cluster.ErrRefused)
+	}
 	if errors.Is(s.err, context.DeadlineExceeded) {
 		<-ctx.Done()
 		return ctx.Err()
@@ -331,6 +484,21 @@ func TestTheSoftStage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The fencer dies once the node is to be asked: the next one asks it and goes on.
+func TestTheSoftStageIsCarriedOn(t *testing.T) {
+	inRealm(t, func(t *testing.T, r *realm) {
+		soft := softly{answers: true}
+		r.soft = &soft
+		p := r.lead("a")
+		p.doomed, p.after = 2, true // the step to soft
+		p.watch(time.Minute, true)
+		record := r.lead("c").watch(time.Minute, false)
+		if record.Stage != cluster.FenceDone || !slices.Contains(r.told(), "soft") || !slices.Equal(soft.asked, []cluster.Incarnation{bStart}) {
+			t.Errorf("ended in %s, told %v, asked %v", record.Stage, r.told(), soft.asked)
+		}
+	})
 }
 
 // The devices of the nodes that are asked about, each with its cure.

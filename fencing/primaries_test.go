@@ -158,8 +158,14 @@ func (r *realm) register(i cluster.Incarnation) {
 
 func (r *realm) order(o cluster.FenceOrder) cluster.Versioned[cluster.FenceOrder] {
 	o.Version, o.Node = 1, bID
-	r.commit(cluster.Create(nodeKey(cluster.KeyFenceOrder), o))
+	r.commit(cluster.Put(nodeKey(cluster.KeyFenceOrder), r.snap().Nodes[bID].Order, o))
 	return r.snap().Nodes[bID].Order
+}
+
+// stands reports whether an order about b stands.
+func (r *realm) stands() bool {
+	raw, _ := r.store.Get("/agent/fence-orders/b")
+	return len(raw) > 0
 }
 
 // primary is one holder of the role and its fencer.
@@ -324,9 +330,10 @@ func (p *primary) watch(limit time.Duration, fence bool) cluster.FenceRecord {
 			continue
 		}
 		view, now := snap.Nodes[bID], p.clock.Now()
+		ripe, try := p.fencer.Ripe(view, now)
 		switch record = view.Fence.Value; {
-		case p.fencer.Ripe(view, now):
-			record, _, err = p.fencer.Settle(p.ctx, bID)
+		case ripe:
+			record, _, err = p.fencer.Settle(p.ctx, bID, try)
 		case !view.Fence.Present && fence:
 			record, _, err = p.fencer.Fence(p.ctx, cluster.Action{Kind: cluster.ActionFence, Node: bID, Incarnation: bStart, Keepalive: view.Keepalive.Mzxid, Reason: "dead"})
 		case p.fencer.Due(view.Fence, now):
@@ -632,7 +639,7 @@ func TestAKeepaliveAndAWatchdogsProofCannotBothWin(t *testing.T) {
 				r.keepalive()
 			}
 		}}
-		record, _, err := p.fencer.Settle(p.ctx, bID)
+		record, _, err := p.fencer.Settle(p.ctx, bID, true)
 		if !beaten || err != nil || record.Proof != "" || r.record().Stage != cluster.FenceFailed {
 			t.Errorf("after a keepalive (%v) it stands in %s, proof %q: %v", beaten, record.Stage, record.Proof, err)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -179,7 +178,7 @@ func (t Tester) one(ctx context.Context, d Device, into *DeviceTest) {
 		fail(FaultMisconfigured, err)
 		return
 	}
-	if _, err := d.secret(); err != nil {
+	if _, err := d.secret(ctx); err != nil {
 		fail(FaultMisconfigured, err)
 		return
 	}
@@ -194,19 +193,19 @@ func (t Tester) one(ctx context.Context, d Device, into *DeviceTest) {
 		return
 	}
 	into.Fault, into.Detail, into.Micros = result.Fault, result.Error, result.Micros
-	into.Notes = slices.Concat(result.Notes, d.exposed())
+	into.Notes = slices.Concat(result.Notes, d.exposed(ctx))
 	if into.Power = result.Result; into.Power != ResultOn && into.Power != ResultOff && into.Fault == "" {
 		into.Fault, into.Detail = FaultUnclear, "no power state could be read"
 	}
 }
 
 // exposed notes a password that others on this machine can read.
-func (d Device) exposed() []string {
+func (d Device) exposed(ctx context.Context) []string {
 	if d.PasswordFile == "" {
 		return nil
 	}
-	if info, err := os.Stat(d.PasswordFile); err == nil && info.Mode().Perm()&0o077 != 0 {
-		return []string{fmt.Sprintf("%s has mode %#o, so that others on this machine can read the password; chmod 600 it", d.PasswordFile, info.Mode().Perm())}
+	if file, err := secretFiles.read(ctx, d.PasswordFile, maxSealed); err == nil && file.mode.Perm()&0o077 != 0 {
+		return []string{fmt.Sprintf("%s has mode %#o, so that others on this machine can read the password; chmod 600 it", d.PasswordFile, file.mode.Perm())}
 	}
 	return nil
 }

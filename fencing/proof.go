@@ -50,17 +50,32 @@ func HasReturned(r cluster.FenceRecord, n cluster.NodeView) (Return, bool) {
 	return Return{}, false
 }
 
-// returnedFrom is HasReturned for one fence. What an operator has ordered is
-// aimed at a start of the node whether or not that shows life, until it has
-// failed: a fence that nobody remembers must not hit a living node days later,
-// when its device answers again.
-func returnedFrom(r cluster.FenceRecord, n cluster.NodeView) (Return, bool) {
+// returnedFrom is HasReturned for one fence, which an aimed one ignores within
+// the same start of the node.
+func returnedFrom(r cluster.FenceRecord, forgotten bool, n cluster.NodeView) (Return, bool) {
 	ret, back := HasReturned(r, n)
-	aimed := r.Order != "" && (r.Stage == cluster.FenceClaimed || r.Stage == cluster.FenceSoft)
-	if back && aimed && !ret.NewStart {
+	if back && aimed(r, forgotten) && !ret.NewStart {
 		return Return{}, false
 	}
 	return ret, back
+}
+
+// aimed reports whether the fence is to hit its start of the node whether or not
+// that shows life: what an operator has ordered, until its first try begins or
+// it is forgotten. A fence that nobody remembers must not hit a living node days
+// later, when its device answers again.
+func aimed(r cluster.FenceRecord, forgotten bool) bool {
+	return !forgotten && r.Order != "" && r.Tries == 0 && (r.Stage == cluster.FenceClaimed || r.Stage == cluster.FenceSoft)
+}
+
+// orderAim is how long an order is aimed at a node that shows life: so long after
+// its record was first seen as it stands.
+const orderAim = 5 * time.Minute
+
+// forgotten reports whether a record has stood for longer than an order is aimed
+// at a living node.
+func forgotten(r cluster.Versioned[cluster.FenceRecord], now cluster.Instant) bool {
+	return r.Present && !r.SeenAt.IsZero() && now.Sub(r.SeenAt) > orderAim
 }
 
 // rebooted reports whether the second incarnation belongs to another boot of
@@ -103,6 +118,8 @@ type WatchdogEvidence struct {
 	// Promised is the end of the last promise that this coordinator gave the
 	// node, that it may go on with its work (agent/failsafe, Promised); Never: none.
 	Promised cluster.Instant
+	// Leads is since when the asker has the role, or later; Never: it has not.
+	Leads cluster.Instant
 	// StopAfter is Q·K as set here. The node's own, if longer, counts.
 	StopAfter time.Duration
 	// TrustSoftdog: a watchdog that is a timer of the node's own kernel counts.
@@ -116,7 +133,13 @@ type WatchdogEvidence struct {
 // the device bites within W, and within 2 W where the end of the process that
 // feeds it makes the kernel feed once more:
 //
-//	max(seen, promised) + Q·K + W (+ W) + 1 s
+//	max(max(seen, promised) + Q·K, leads) + W (+ W) + 1 s
+//
+// The asker's own reign is in it for a node that held the role and was shut down
+// in maintenance: its guard has the right, and feeds, for the minute that the
+// lease was lengthened by before, with no keepalive in between. Nobody takes the
+// role before that lease has run out, which is after the guard's last feeding
+// (I3); no word of the node's own is needed for that, which might be lost.
 //
 // A keepalive that is seen later moves the instant, so that it is asked again
 // before the proof is written, in a Multi that checks that there was none.
@@ -144,7 +167,8 @@ func WatchdogProof(e WatchdogEvidence) (from cluster.Instant, missing string) {
 		timeout *= 2
 	}
 	stop := max(e.StopAfter, time.Duration(word.StopMS)*time.Millisecond)
-	return max(e.Node.Keepalive.SeenAt, e.Promised).Add(stop + timeout + watchdogSlack), ""
+	fed := max(max(e.Node.Keepalive.SeenAt, e.Promised).Add(stop), e.Leads)
+	return fed.Add(timeout + watchdogSlack), ""
 }
 
 // ConfirmProof is the text of an operator's proof, or the refusal of one that

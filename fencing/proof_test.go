@@ -38,12 +38,15 @@ func TestHasReturned(t *testing.T) {
 		}
 		order := r
 		order.Order, order.Stage = "o1", cluster.FenceClaimed
-		if _, back := returnedFrom(order, c.view); back != c.ordered {
+		if _, back := returnedFrom(order, false, c.view); back != c.ordered {
 			t.Errorf("%s: ends an ordered fence: %v", name, back)
+		}
+		if _, back := returnedFrom(order, true, c.view); back != c.back {
+			t.Errorf("%s: ends an ordered fence that is forgotten: %v", name, back)
 		}
 		for _, stage := range []cluster.FenceStage{cluster.FenceFailed, cluster.FenceManual} {
 			order.Stage = stage
-			if _, back := returnedFrom(order, c.view); back != c.back {
+			if _, back := returnedFrom(order, false, c.view); back != c.back {
 				t.Errorf("%s: ends an ordered fence that is %s: %v", name, stage, back)
 			}
 		}
@@ -77,6 +80,8 @@ func TestWatchdogProof(t *testing.T) {
 		"the kernel feeds once more":      {word(func(w *cluster.WatchdogWord) { w.Stored = false }), 15 * time.Second, ""},
 		"an earlier promise":              {func(e *WatchdogEvidence) { e.Promised = seen - 1 }, 10 * time.Second, ""},
 		"a promise beyond":                {func(e *WatchdogEvidence) { e.Promised = seen.Add(2 * time.Second) }, 12 * time.Second, ""},
+		"led for long":                    {func(e *WatchdogEvidence) { e.Leads = seen.Add(4 * time.Second) }, 10 * time.Second, ""},
+		"led since a moment ago":          {func(e *WatchdogEvidence) { e.Leads = seen.Add(63 * time.Second) }, 69 * time.Second, ""},
 		"its own Q·K is longer":           {word(func(w *cluster.WatchdogWord) { w.StopMS = 30_000 }), 36 * time.Second, ""},
 		"its own Q·K is shorter":          {word(func(w *cluster.WatchdogWord) { w.StopMS = 1000 }), 10 * time.Second, ""},
 		"what the device granted":         {word(func(w *cluster.WatchdogWord) { w.TimeoutMS = 60_000 }), 65 * time.Second, ""},

@@ -27,6 +27,7 @@ const (
 	redfishRoot     = "/redfish/v1/"
 	redfishSystems  = "/redfish/v1/Systems"
 	redfishSessions = "/redfish/v1/SessionService/Sessions"
+	redfishReset    = "/Actions/ComputerSystem.Reset" // below the system
 )
 
 // The resets that are ordered. PushPowerButton is none of them: what a pressed
@@ -93,7 +94,10 @@ type redfishLink struct {
 
 // off takes power and polls until it reads off. Already off is a success.
 // Whatever fails is tried again at the next poll, except a refused login: an
-// account that is locked by repetition would be of no use to anybody.
+// account that is locked by repetition would be of no use to anybody. The order
+// is given again, too, where a read has failed since: a controller that was
+// restarted may have forgotten what it had acknowledged. That is harmless (see
+// offThenRead), and each order follows a read that does not say off.
 func (d redfishDevice) off(ctx context.Context) (string, error) {
 	s := redfishRun{redfishDevice: d}
 	defer func() { s.close() }()
@@ -114,6 +118,12 @@ func (d redfishDevice) off(ctx context.Context) (string, error) {
 		}
 		if err != nil && s.denied > deniedMost {
 			return ResultUnknown, err
+		}
+		ordered = ordered && err == nil
+		if err != nil && faultOf(err) == FaultUnreachable && s.arrived() && ctx.Err() == nil {
+			// It hangs in the read alone, perhaps: that must not keep the power on.
+			orderErr = s.order(ctx, strings.TrimSuffix(s.path, "/")+redfishReset, resetOff)
+			ordered = orderErr == nil
 		}
 		if err == nil && !ordered {
 			// Also where the state is unknown: the order is the same.
@@ -334,7 +344,16 @@ func (s *redfishRun) reset(ctx context.Context, system redfishSystem, kind strin
 	if err := s.allowed(ctx, system, kind); err != nil {
 		return err
 	}
-	target := s.conn.local(system.Actions.Reset.Target)
+	return s.order(ctx, s.conn.local(system.Actions.Reset.Target), kind)
+}
+
+// arrived reports whether the run has logged in and knows its system.
+func (s *redfishRun) arrived() bool {
+	return s.conn != nil && s.path != "" && (s.conn.basic || !s.conn.token.Empty())
+}
+
+// order posts a reset to its target.
+func (s *redfishRun) order(ctx context.Context, target, kind string) error {
 	reply, err := s.conn.do(ctx, http.MethodPost, target, map[string]string{"ResetType": kind})
 	if err := s.into(reply, err, "order "+kind, nil); err != nil {
 		return err

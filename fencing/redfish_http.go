@@ -15,7 +15,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 )
@@ -27,6 +26,7 @@ const (
 	// A request gets a third of the attempt, at least this: a controller that
 	// hangs in one answer is asked again while there is time.
 	redfishPatience = 5 * time.Second
+	maxAuthorities  = 4 << 20 // of ca_file, bytes
 )
 
 // redfishConn sends requests to one controller and nowhere else.
@@ -89,12 +89,12 @@ func (d Device) tlsConfig() (*tls.Config, error) {
 	case d.Insecure:
 		config.InsecureSkipVerify = true
 	case d.CAFile != "":
-		pem, err := os.ReadFile(d.CAFile)
+		pem, err := secretFiles.read(context.Background(), d.CAFile, maxAuthorities)
 		if err != nil {
 			return nil, fmt.Errorf("read ca_file: %w", err)
 		}
 		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
+		if !config.RootCAs.AppendCertsFromPEM(pem.data) {
 			return nil, fmt.Errorf("ca_file %s holds no certificate in PEM", d.CAFile)
 		}
 	}

@@ -38,6 +38,8 @@ type controller struct {
 
 	lying, forgets, noSessions, task, taskFails, huge bool
 	busy                                              int           // 503s to give
+	mute                                              bool          // no answer about the system while it is on
+	drops                                             int           // orders to acknowledge and to forget, with all sessions
 	hangs                                             int           // answers to stop in the middle of; -1: all
 	delay                                             time.Duration // of each answer
 	allowed                                           []string      // nil: none is told
@@ -158,6 +160,11 @@ func (c *controller) serve(w http.ResponseWriter, r *http.Request, body []byte) 
 		c.tell(w, map[string]any{"Parameters": []map[string]any{{"Name": "ResetType", "AllowableValues": c.allowed}}})
 	case found && reset && r.Method == http.MethodPost:
 		c.reset(w, body)
+	case found && c.mute && c.power.on:
+		ended := r.Context().Done()
+		c.mu.Unlock()
+		<-ended
+		c.mu.Lock()
 	case found && slices.Contains(c.systems, id):
 		c.tell(w, c.system(id))
 	default:
@@ -188,10 +195,12 @@ func (c *controller) reset(w http.ResponseWriter, body []byte) {
 	var order struct{ ResetType string }
 	_ = json.Unmarshal(body, &order)
 	c.orders = append(c.orders, order.ResetType)
-	if c.forgets {
+	if c.forgets || c.drops > 0 {
 		clear(c.tokens)
 	}
-	if !c.lying && !c.taskFails {
+	if c.drops > 0 {
+		c.drops--
+	} else if !c.lying && !c.taskFails {
 		switch order.ResetType {
 		case "ForceOff":
 			_ = c.power.Off()
@@ -276,6 +285,8 @@ func TestRedfishFaults(t *testing.T) {
 			ResultFailed, "only Nmi", 0, time.Second},
 		"resets not told":     {func(c *controller, _ *Device) { c.allowed = nil }, ResultOff, "", 1, 0},
 		"session forgotten":   {func(c *controller, _ *Device) { c.forgets = true }, ResultOff, "", 1, 0},
+		"hangs in the state":  {func(c *controller, _ *Device) { c.mute = true }, ResultOff, "", 1, 12 * time.Second},
+		"restarts mid-way":    {func(c *controller, _ *Device) { c.drops = 1 }, ResultOff, "", 2, 0},
 		"no sessions":         {func(c *controller, _ *Device) { c.noSessions = true }, ResultOff, "", 1, 0},
 		"basic":               {func(c *controller, d *Device) { d.Auth = RedfishBasic }, ResultOff, "", 1, 0},
 		"sessions only":       {func(c *controller, d *Device) { c.noSessions, d.Auth = true, RedfishSession }, ResultUnknown, "status 404", 0, time.Second},

@@ -3,9 +3,11 @@ package fencing
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pvc.internal/cluster"
@@ -30,12 +32,13 @@ type Runner struct {
 
 	node        cluster.NodeID // see For
 	incarnation cluster.Incarnation
+	lost        *atomic.Bool // an attempt was begun, and whether it has ended is not known; nil: nobody asks
 }
 
 // For returns a runner whose attempts know which node and which incarnation of
 // it they are about; a program of the operator's is told both.
 func (r Runner) For(node cluster.NodeID, incarnation cluster.Incarnation) Runner {
-	r.node, r.incarnation = node, incarnation
+	r.node, r.incarnation, r.lost = node, incarnation, new(atomic.Bool)
 	return r
 }
 
@@ -90,7 +93,10 @@ func (r Runner) one(ctx context.Context, epoch cluster.Epoch, d Device, action s
 }
 
 func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action string) (AttemptResult, error) {
-	password, err := d.password()
+	limit := d.withDefaults().Timeout + childSlack
+	ctx, cancel := context.WithTimeout(ctx, askShare(d.withDefaults())+limit+childSlack) // the reading of the password included
+	defer cancel()
+	password, err := d.password(ctx)
 	if err != nil {
 		return AttemptResult{}, err
 	}
@@ -102,11 +108,11 @@ func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action
 	if owner == "" {
 		owner = cluster.OwnerPrimary
 	}
-	limit := d.withDefaults().Timeout + childSlack
-	ctx, cancel := context.WithTimeout(ctx, limit+childSlack)
-	defer cancel()
 	out, err := r.Run(ctx, cluster.RunRequest{Owner: owner, Epoch: epoch, Argv: r.Argv, Stdin: stdin, Timeout: limit})
 	if err != nil {
+		if r.lost != nil && !errors.Is(err, cluster.ErrRefused) && !errors.Is(err, cluster.ErrStaleEpoch) {
+			r.lost.Store(true) // the guard may have begun it
+		}
 		return AttemptResult{}, fmt.Errorf("run %s at device %q: %w", action, d.Name, err)
 	}
 	return parseResult(d, action, out)

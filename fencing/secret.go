@@ -2,12 +2,12 @@ package fencing
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strings"
 
 	"filippo.io/age"
@@ -82,7 +82,7 @@ func NewKey() (keyFile Secret, recipient string, err error) {
 
 // Recipient returns the public half (age1…) of the key in a file.
 func Recipient(keyFile string) (string, error) {
-	keys, err := readKeys(keyFile)
+	keys, err := readKeys(context.Background(), keyFile)
 	if err != nil {
 		return "", err
 	}
@@ -114,9 +114,13 @@ func Seal(recipient string, plaintext Secret) (string, error) {
 }
 
 // Open decrypts what Seal made, or age's armor, with the key in a file that
-// only its owner may read.
+// only its owner may read. It takes at most 5 s, wherever that file lies.
 func Open(keyFile, sealed string) (Secret, error) {
-	keys, err := readKeys(keyFile)
+	return open(context.Background(), keyFile, sealed)
+}
+
+func open(ctx context.Context, keyFile, sealed string) (Secret, error) {
+	keys, err := readKeys(ctx, keyFile)
 	if err != nil {
 		return Secret{}, fmt.Errorf("open a sealed secret: %w", err)
 	}
@@ -165,46 +169,34 @@ func sealedReader(sealed string) (io.Reader, error) {
 
 // readKeys reads the X25519 keys of a file. A key that others may read is
 // refused: what it protects would be everybody's. No error tells a line of it.
-func readKeys(file string) ([]*age.X25519Identity, error) {
-	if file == "" {
+func readKeys(ctx context.Context, path string) ([]*age.X25519Identity, error) {
+	if path == "" {
 		return nil, errors.New("no key file is configured; set fencing.secrets.key_file")
 	}
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the key file %s is missing; copy it from another coordinator, with mode 0600", file)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the key file: %w", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
+	file, err := secretFiles.read(ctx, path, maxKeyFile)
 	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("the key file %s is missing; copy it from another coordinator, with mode 0600", path)
 	case err != nil:
 		return nil, fmt.Errorf("read the key file: %w", err)
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("the key file %s is no regular file", file)
-	case info.Mode().Perm()&0o077 != 0:
+	case file.mode.Perm()&0o077 != 0:
 		return nil, fmt.Errorf("the key file %s has mode %#o, so that others than its owner may use it; chmod 600 it, and seal with a new key if anybody else had access",
-			file, info.Mode().Perm())
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
-	if err != nil {
-		return nil, fmt.Errorf("read the key file: %w", err)
+			path, file.mode.Perm())
 	}
 	var keys []*age.X25519Identity
-	for number, line := range strings.Split(string(data), "\n") {
+	for number, line := range strings.Split(string(file.data), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}
 		key, err := age.ParseX25519Identity(line)
 		if err != nil {
-			return nil, fmt.Errorf("line %d of the key file %s is no AGE-SECRET-KEY-1… key", number+1, file)
+			return nil, fmt.Errorf("line %d of the key file %s is no AGE-SECRET-KEY-1… key", number+1, path)
 		}
 		keys = append(keys, key)
 	}
 	if len(keys) == 0 {
-		return nil, fmt.Errorf("the key file %s holds no key", file)
+		return nil, fmt.Errorf("the key file %s holds no key", path)
 	}
 	return keys, nil
 }
@@ -223,28 +215,54 @@ func (t DeviceType) maxPassword() int {
 // log in by a key, a program as it likes.
 func (t DeviceType) needsPassword() bool { return t != TypeAgent && t != TypeExec }
 
-// secret fetches the device's password: opened from password_sealed, or the
-// first line of password_file. It is read at each attempt, so that a changed
-// one needs no restart.
-func (d Device) secret() (Secret, error) {
-	if d.PasswordSealed != "" {
-		opened, err := Open(d.keyFile, d.PasswordSealed)
+// secret fetches the device's password: opened from password_sealed or
+// password_secret, or the first line of password_file. It is read at each attempt, so that a changed
+// one needs no restart, and by a share of the attempt, wherever the file lies.
+func (d Device) secret(ctx context.Context) (Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, askShare(d.withDefaults()))
+	defer cancel()
+	switch {
+	case d.PasswordSecret != "":
+		sealed, err := d.stored(ctx)
 		if err != nil {
 			return Secret{}, fmt.Errorf("password of device %q: %w", d.Name, err)
 		}
-		opened = NewSecret(strings.TrimRight(opened.Reveal(), "\r\n")) // of who sealed with echo
-		return opened, d.checkPassword(opened, "password_sealed")
+		return d.opened(ctx, sealed, "the secret "+d.PasswordSecret)
+	case d.PasswordSealed != "":
+		return d.opened(ctx, d.PasswordSealed, "password_sealed")
 	}
 	if d.PasswordFile == "" && !d.Type.needsPassword() {
 		return Secret{}, nil
 	}
-	data, err := os.ReadFile(d.PasswordFile)
+	file, err := secretFiles.read(ctx, d.PasswordFile, maxSealed)
 	if err != nil {
 		return Secret{}, fmt.Errorf("read the password of device %q: %w", d.Name, err)
 	}
-	line, _, _ := strings.Cut(string(data), "\n")
+	line, _, _ := strings.Cut(string(file.data), "\n")
 	read := NewSecret(strings.TrimRight(line, "\r"))
 	return read, d.checkPassword(read, d.PasswordFile+", first line")
+}
+
+// stored fetches the sealed password that ZooKeeper holds.
+func (d Device) stored(ctx context.Context) (string, error) {
+	if d.lookup == nil {
+		return "", fmt.Errorf("the secret %s is kept in ZooKeeper, which this program does not ask", d.PasswordSecret)
+	}
+	sealed, err := d.lookup(ctx, d.PasswordSecret)
+	if err != nil {
+		return "", fmt.Errorf("fetch the secret %s from ZooKeeper: %w", d.PasswordSecret, err)
+	}
+	return sealed, nil
+}
+
+// opened opens what was sealed, which from names.
+func (d Device) opened(ctx context.Context, sealed, from string) (Secret, error) {
+	plain, err := open(ctx, d.keyFile, sealed)
+	if err != nil {
+		return Secret{}, fmt.Errorf("password of device %q: %w", d.Name, err)
+	}
+	plain = NewSecret(strings.TrimRight(plain.Reveal(), "\r\n")) // of who sealed with echo
+	return plain, d.checkPassword(plain, from)
 }
 
 func (d Device) checkPassword(password Secret, from string) error {

@@ -2,6 +2,7 @@ package fencing
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 	"filippo.io/age/armor"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"pvc.internal/cluster"
 )
 
 // TestASecretIsPrintedByNobody tries every way that a value gets into a text.
@@ -192,5 +195,44 @@ func TestASealedPasswordIsUsed(t *testing.T) {
 	d.PasswordFile = "/x"
 	if err := (Config{Nodes: map[string]NodeConfig{"b": {Levels: [][]Device{{d}}}}}).Validate(); err == nil || !strings.Contains(err.Error(), "keep one") {
 		t.Errorf("both: %v", err)
+	}
+}
+
+// The password that ZooKeeper keeps is fetched and opened at each attempt; one
+// that cannot be fetched, or by a program without ZooKeeper, orders nothing.
+func TestAPasswordOfTheStoreIsUsed(t *testing.T) {
+	file, recipient := keyFile(t)
+	sealed, err := Seal(recipient, NewSecret(testPassword))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !cluster.LooksSealed(sealed) || cluster.LooksSealed(testPassword) {
+		t.Error("what is sealed is not told from what is not")
+	}
+	m := &machine{on: true}
+	d := startBMC(t, m, nil)
+	d.PasswordFile, d.PasswordSecret = "", "bmc"
+	c := Config{Secrets: Secrets{KeyFile: file}, Nodes: map[string]NodeConfig{"b": {Levels: [][]Device{{d}}}}}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	c = c.WithDefaults()
+	gone := func(context.Context, string) (string, error) { return "", errors.New("there is none of that name") }
+	for want, config := range map[string]Config{"does not ask": c, "there is none of that name": c.WithSecrets(gone)} {
+		attempts, proven := childRunner(t).Off(t.Context(), 7, config.Nodes["b"].Levels)
+		if on, _, _ := m.state(); proven || !on || !strings.Contains(attempts[0].Error, want) {
+			t.Errorf("%q: %+v", want, attempts)
+		}
+	}
+	kept := func(_ context.Context, name string) (string, error) {
+		return map[string]string{"bmc": sealed}[name], nil
+	}
+	attempts, proven := childRunner(t).Off(t.Context(), 7, c.WithSecrets(kept).Nodes["b"].Levels)
+	if on, _, _ := m.state(); !proven || on {
+		t.Errorf("%+v", attempts)
+	}
+	d.PasswordSecret = "a/b"
+	if err := (Config{Nodes: map[string]NodeConfig{"b": {Levels: [][]Device{{d}}}}}).Validate(); err == nil || !strings.Contains(err.Error(), "does not name a secret") {
+		t.Errorf("bad name: %v", err)
 	}
 }

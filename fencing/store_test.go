@@ -3,6 +3,7 @@ package fencing
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -220,6 +221,7 @@ type bench struct {
 	orders []string
 	broken bool
 	lying  bool
+	lost   bool                // so is the guard: whether its children have ended is not known
 	during func(action string) // runs inside each attempt
 	ids    int
 }
@@ -251,6 +253,9 @@ func (b *bench) run(ctx context.Context, r cluster.RunRequest) (cluster.RunResul
 	b.orders = append(b.orders, a.Action)
 	if b.during != nil {
 		b.during(a.Action)
+	}
+	if b.lost {
+		return cluster.RunResult{}, errors.New("the guard's socket was closed")
 	}
 	if ctx.Err() != nil {
 		return cluster.RunResult{ExitCode: -1, Error: "killed"}, nil //nolint:nilerr // as a guard says it

@@ -73,7 +73,7 @@ func levelOff(level []Device, results []cluster.FenceAttempt) bool {
 func Dark(levels [][]Device, attempts []cluster.FenceAttempt) []Device {
 	newest := make(map[string]string)
 	for _, a := range attempts {
-		if a.Result != ResultUnknown {
+		if a.Result != ResultUnknown && a.Action != ActionSoft {
 			newest[a.Device] = a.Result
 		}
 	}

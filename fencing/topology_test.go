@@ -150,7 +150,7 @@ func TestPasswordFile(t *testing.T) {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := d.password()
+		got, err := d.password(t.Context())
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: %q, %v", content, got, err)
 		}
@@ -159,7 +159,7 @@ func TestPasswordFile(t *testing.T) {
 		}
 	}
 	d.PasswordFile = file + ".missing"
-	if _, err := d.password(); err == nil || !strings.Contains(err.Error(), "bmc") {
+	if _, err := d.password(t.Context()); err == nil || !strings.Contains(err.Error(), "bmc") {
 		t.Errorf("missing file: %v", err)
 	}
 }

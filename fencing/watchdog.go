@@ -89,6 +89,7 @@ type FakeWatchdog struct {
 	running bool
 	bitten  bool
 	timeout time.Duration
+	whole   time.Duration // the time-out that a feeding restores
 	fed     cluster.Instant
 	feeds   int
 	timer   *time.Timer
@@ -109,7 +110,7 @@ func (f *FakeWatchdog) Arm(wanted time.Duration) (time.Duration, error) {
 	if f.Grant != nil {
 		granted = f.Grant(wanted)
 	}
-	f.open, f.running, f.timeout = true, true, granted
+	f.open, f.running, f.timeout, f.whole = true, true, granted, granted
 	f.feedLocked()
 	if err := checkGrant("fake watchdog", wanted, granted); err != nil {
 		return 0, errors.Join(err, f.disarmLocked())
@@ -130,6 +131,19 @@ func (f *FakeWatchdog) Feed() error {
 		}
 	}
 	f.feeds++
+	f.timeout = f.whole
+	f.feedLocked()
+	return nil
+}
+
+// Hasten has the fake bite within left, at least a second, unless it is fed.
+func (f *FakeWatchdog) Hasten(left time.Duration) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.open {
+		return fmt.Errorf("hasten the fake watchdog: %w", ErrWatchdogUnarmed)
+	}
+	f.timeout = min(f.timeout, max(time.Second, left.Truncate(time.Second)))
 	f.feedLocked()
 	return nil
 }

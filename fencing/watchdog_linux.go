@@ -34,6 +34,8 @@ type WatchdogDevice struct {
 	kernel  watchdogKernel
 	fd      int // −1: not open
 	info    WatchdogInfo
+
+	hastened bool // it runs with less than info.Timeout
 }
 
 // NewWatchdogDevice returns the device without touching it: to open is to start.
@@ -112,9 +114,57 @@ func (d *WatchdogDevice) Feed() error {
 	if d.fd < 0 {
 		return fmt.Errorf("feed %s: %w", d.options.Path, ErrWatchdogUnarmed)
 	}
-	if err := d.kernel.ping(d.fd); err != nil {
+	err := d.restore()
+	if err == nil {
+		err = d.kernel.ping(d.fd)
+	}
+	if err != nil {
 		return fmt.Errorf("feed %s: %w; unless the next feeding succeeds the machine resets within %v", d.options.Path, err, d.info.Timeout)
 	}
+	return nil
+}
+
+// Hasten has the device reset the machine within left, in whole seconds and at
+// least one, unless it is fed before. Feed restores the time-out. To set one
+// feeds, too, so that what is asked for counts from now on. A device that does
+// none so short is given its shortest, which the error tells.
+func (d *WatchdogDevice) Hasten(left time.Duration) error {
+	if d.fd < 0 {
+		return fmt.Errorf("hasten %s: %w", d.options.Path, ErrWatchdogUnarmed)
+	}
+	wanted, most := max(1, int(left/time.Second)), int(d.info.Timeout/time.Second)
+	for seconds := wanted; seconds < most; seconds++ {
+		err := d.kernel.set(d.fd, unix.WDIOC_SETTIMEOUT, seconds)
+		if errors.Is(err, unix.EINVAL) {
+			continue // shorter than it can
+		}
+		if err != nil {
+			return fmt.Errorf("hasten %s: it resets within %v and not %v: %w", d.options.Path, d.info.Timeout, left, err)
+		}
+		d.hastened = true
+		if granted, err := d.kernel.get(d.fd, unix.WDIOC_GETTIMEOUT); err != nil || granted > wanted {
+			return fmt.Errorf("hasten %s: asked for %d s and was granted %d s: %w", d.options.Path, wanted, granted, errors.Join(err, ErrWatchdogGrant))
+		}
+		return nil
+	}
+	if most > wanted {
+		return fmt.Errorf("hasten %s: it does nothing shorter than its %v: %w", d.options.Path, d.info.Timeout, ErrWatchdogGrant)
+	}
+	return nil
+}
+
+// restore gives a hastened device its time-outs back.
+func (d *WatchdogDevice) restore() error {
+	if !d.hastened {
+		return nil
+	}
+	if err := d.kernel.set(d.fd, unix.WDIOC_SETTIMEOUT, int(d.info.Timeout/time.Second)); err != nil {
+		return fmt.Errorf("set its time-out to %v again: %w", d.info.Timeout, err)
+	}
+	if d.info.Pretimeout > 0 { // the kernel has dropped one that did not fit
+		_ = d.kernel.set(d.fd, unix.WDIOC_SETPRETIMEOUT, int(d.info.Pretimeout/time.Second))
+	}
+	d.hastened = false
 	return nil
 }
 

@@ -222,6 +222,42 @@ func TestOnlyDisarmStopsIt(t *testing.T) {
 	}
 }
 
+// TestHastened: what is left counts in whole seconds, and a feeding restores.
+func TestHastened(t *testing.T) {
+	k := newCoreFake(t)
+	d := k.device()
+	if err := d.Hasten(time.Second); !errors.Is(err, ErrWatchdogUnarmed) {
+		t.Errorf("unarmed: %v", err)
+	}
+	if _, err := d.Arm(8 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		left        time.Duration
+		least, want int
+		err         error
+	}{
+		{5900 * time.Millisecond, 1, 5, nil}, {900 * time.Millisecond, 1, 1, nil}, {-time.Second, 1, 1, nil}, {time.Minute, 1, 8, nil},
+		{time.Second, 4, 4, ErrWatchdogGrant}, {time.Second, 9, 8, ErrWatchdogGrant},
+	} {
+		k.least = c.least
+		if err := d.Hasten(c.left); !errors.Is(err, c.err) || k.timeout != c.want {
+			t.Errorf("within %v of a device of at least %d s: %d s, %v", c.left, c.least, k.timeout, err)
+		}
+		k.least = 1
+		if err := d.Feed(); err != nil || k.timeout != 8 {
+			t.Errorf("fed after that: %d s, %v", k.timeout, err)
+		}
+	}
+	if err := d.Hasten(time.Second); err != nil {
+		t.Fatal(err)
+	}
+	k.least, k.pings = 9, 0
+	if err := d.Feed(); err == nil || k.pings != 0 {
+		t.Errorf("fed %d times with a time-out that is not counted on: %v", k.pings, err)
+	}
+}
+
 func TestNoWayOutIsToldAndFedOn(t *testing.T) {
 	for _, noOptions := range []bool{false, true} {
 		k := newCoreFake(t)

@@ -25,6 +25,7 @@ func (f *Fencer) lead(ctx context.Context, node cluster.NodeID) (*cluster.Snapsh
 	if !snap.Lease.Present || !snap.Lease.Value.HeldBy(f.Owner.Node, f.Owner.Incarnation) {
 		return nil, fmt.Errorf("fence node %s: this daemon is not the primary: %w", node, cluster.ErrRefused)
 	}
+	f.reign.see(snap.Lease.Value.Epoch, f.Clock)
 	return snap, nil
 }
 
@@ -195,11 +196,15 @@ func (w *work) noDevice() string {
 // proves nothing.
 func (w *work) ask(ctx context.Context) {
 	r := w.record.Value
-	asking, cancel := context.WithTimeout(ctx, softWait)
+	wait := softWait
+	if w.StopAfter > 0 {
+		wait = min(wait, w.StopAfter)
+	}
+	asking, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	began := time.Now()
 	attempt := cluster.FenceAttempt{Device: string(w.node), Action: ActionSoft, StartedUnixMS: w.WallMS(), Result: ResultStopped}
-	if err := w.Soft.Stop(asking, w.node, r.Incarnation, w.epoch); err != nil {
+	if err := w.Soft.Stop(asking, r); err != nil {
 		attempt.Result, attempt.Error = ResultUnknown, clip(err.Error())
 	}
 	attempt.Micros = time.Since(began).Microseconds()
@@ -216,7 +221,7 @@ func (w *work) arm(ctx context.Context) error {
 // against is what speaks against taking power now, as an event; zero: nothing.
 func (w *work) against(snap *cluster.Snapshot) Event {
 	r := w.record.Value
-	if back, ok := returnedFrom(r, w.view); ok {
+	if back, ok := returnedFrom(r, w.forgotten, w.view); ok {
 		return Event{Kind: EventReturned, Proof: back.Proof, Detail: back.Detail}
 	}
 	if detail := unreadable(snap); detail != "" {
@@ -277,7 +282,7 @@ func (w *work) armOps(snap *cluster.Snapshot) []cluster.Op {
 
 // lifeless are the checks that make a write conflict with every sign of life of
 // the node, as the view has it: its session, its registration, its keepalive.
-// What an operator ordered may show life, and is still for one start only.
+// What is aimed at a node that shows life is still for one start only.
 func (w *work) lifeless(r cluster.FenceRecord) []cluster.Op {
 	var ops []cluster.Op
 	alive := cluster.Key{Kind: cluster.KeyAlive, Node: w.node}
@@ -291,7 +296,7 @@ func (w *work) lifeless(r cluster.FenceRecord) []cluster.Op {
 	if w.view.Record.Present {
 		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyNodeRecord, Node: w.node}, w.view.Record.Version))
 	}
-	if w.view.Keepalive.Present && (r.Order == "" || r.Proof != "") {
+	if w.view.Keepalive.Present && (r.Proof != "" || !aimed(r, w.forgotten)) {
 		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyKeepalive, Node: w.node}, w.view.Keepalive.Version))
 	}
 	return ops
@@ -299,7 +304,15 @@ func (w *work) lifeless(r cluster.FenceRecord) []cluster.Op {
 
 func (w *work) powerOff(ctx context.Context) error {
 	node, _ := w.Config.Node(w.node)
-	attempts, ok := w.runner().Off(ctx, w.epoch, node.Levels)
+	runner := w.runner()
+	attempts, ok := runner.Off(ctx, w.epoch, node.Levels)
+	if runner.lost.Load() && ctx.Err() == nil {
+		// The guard was lost, and an attempt may be out still. The record stays at
+		// power_off, so that the node does not register meanwhile (I5); Resume
+		// repeats the order. Without a guard the role ends, and the next primary does.
+		sleep(ctx, commitPause)
+		return fmt.Errorf("fence node %s: whether an attempt has ended is not known; it is made again: %w", w.node, cluster.ErrUnknown)
+	}
 	w.proven = proving(node.Levels, attempts)
 	return w.after(ctx, attempts, ok)
 }
@@ -473,16 +486,25 @@ func (w *work) rests() bool {
 // then. The wait holds neither the fence lock nor a fence of another node.
 func (f *Fencer) Due(r cluster.Versioned[cluster.FenceRecord], now cluster.Instant) bool {
 	if r.Value.Stage == cluster.FenceRecover {
-		node, _ := f.Config.Node(r.Value.Node)
-		var devices []Device
-		for _, level := range node.Levels {
-			devices = append(devices, level...)
-		}
-		if now.Sub(r.SeenAt) < longestTimeout(devices)+childSlack {
+		if now.Sub(r.SeenAt) < f.attemptsEnd(r.Value.Node) {
 			return false
 		}
 	}
 	return Due(r, now)
+}
+
+// attemptsEnd is how long after a record was seen no attempt that it tells of
+// runs any more, whoever made it.
+func (f *Fencer) attemptsEnd(n cluster.NodeID) time.Duration {
+	node, _ := f.Config.Node(n)
+	var devices []Device
+	for _, level := range node.Levels {
+		devices = append(devices, level...)
+	}
+	if len(devices) == 0 { // the fencer's settings have some that these do not
+		return DefaultTimeout + childSlack
+	}
+	return longestTimeout(devices) + childSlack
 }
 
 func longestTimeout(devices []Device) time.Duration {

@@ -68,27 +68,33 @@ func launch(c Command, prefix string, stdin, stdout, stderr *os.File) (*Process,
 	if !c.noGroup {
 		p := &Process{name: filepath.Base(path), done: make(chan struct{})}
 		if p.group, err = newGroup(c.Slice, prefix, label(p.name)); err == nil {
-			if err = p.begin(c, path, stdin, stdout, stderr); err == nil {
+			if err = p.begin(c, prefix, path, stdin, stdout, stderr); err == nil {
 				return p, nil
 			}
 			p.group.remove() // perhaps a sandbox without clone3: once more without a group
 		}
 	}
 	p := &Process{name: filepath.Base(path), done: make(chan struct{}), mark: newMark()}
-	if err := p.begin(c, path, stdin, stdout, stderr); err != nil {
+	if err := p.begin(c, prefix, path, stdin, stdout, stderr); err != nil {
 		return nil, fmt.Errorf("start %s: %w: %w", path, ErrNotStarted, err)
 	}
 	return p, nil
 }
 
 // begin starts the program and enters it among the direct children.
-func (p *Process) begin(c Command, path string, stdin, stdout, stderr *os.File) error {
+func (p *Process) begin(c Command, prefix, path string, stdin, stdout, stderr *os.File) error {
 	cmd := &exec.Cmd{Path: path, Args: c.Argv, Env: c.environ(p.mark), Dir: cmp.Or(c.Dir, "/"), Stdout: stdout, Stderr: stderr}
 	if stdin != nil {
 		cmd.Stdin = stdin
 	}
 	// A session of its own: no terminal, and one signal reaches the whole group.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if prefix == runPrefix {
+		// Nobody waits for a run whose caller is gone: an order to a fence device
+		// must not reach it later (I5). Should a thread of ours end, it ends early,
+		// which its caller sees.
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	if p.group != nil {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(p.group.dir.Fd())
 	}

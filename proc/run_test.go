@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -249,6 +250,46 @@ func TestBootClockGoesOn(t *testing.T) {
 }
 
 // Many at a time: nobody's orphan is taken for another's, and all die.
+// callerFile names, in the process that is to be killed, where its run tells its number.
+const callerFile = "PVC_TEST_CALLER_FILE"
+
+// A run does not outlive whoever waits for it: an order that is still out would
+// reach a machine that has come back (I5).
+func TestARunDiesWithItsCaller(t *testing.T) {
+	if file := os.Getenv(callerFile); file != "" { // the caller
+		_, _ = Run(t.Context(), sh(Command{Timeout: time.Minute, noGroup: true}, "echo $$ > "+file+".new; mv "+file+".new "+file+"; exec sleep 1000"))
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "pid")
+	caller := exec.CommandContext(t.Context(), self, "-test.run=^TestARunDiesWithItsCaller$")
+	caller.Env = append(os.Environ(), callerFile+"="+file)
+	if err := caller.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var text []byte
+	eventually(t, "the run begins", func() bool {
+		text, err = os.ReadFile(file)
+		return err == nil
+	})
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Kill(pid, unix.SIGKILL) }()
+	if err := caller.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = caller.Wait()
+	eventually(t, "the run is gone", func() bool {
+		state, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		return err != nil || strings.Contains(string(state), ") Z ")
+	})
+}
+
 func TestConcurrentRunsEndTheirOwnOnly(t *testing.T) {
 	both(t, func(t *testing.T, c Command) {
 		dir := t.TempDir()

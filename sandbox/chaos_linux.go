@@ -121,6 +121,7 @@ func (s *Sandbox) bout(ctx context.Context, b Bout, limits Limits, out *lines, r
 	rep.Bouts++
 	rep.Moves += len(b.Moves)
 	s.prober.settle(ctx)
+	err = errors.Join(err, s.collectPromises())
 	rep.Violations = append(rep.Violations, Check(s.history.Entries(), limits)...)
 	if len(rep.Violations) > 0 {
 		rep.FailingBout, rep.Failing = b.Number, failingPrefix(b, began, rep.Violations[0].At)
@@ -341,8 +342,9 @@ const fencerPatience = 40 * time.Second
 // gives it back, unless the fence has ended without.
 func (s *Sandbox) allServe(ctx context.Context) error {
 	began := now()
+	var care nurse
 	for {
-		var waiting []string
+		var waiting []*Node
 		for _, n := range s.nodes {
 			switch {
 			case !n.Powered() && (s.leftOff(n) || now().Sub(began) > fencerPatience):
@@ -351,14 +353,19 @@ func (s *Sandbox) allServe(ctx context.Context) error {
 				}
 				fallthrough
 			case !n.Powered(), n.Plan.Mode == cluster.Coordinator && s.zkMode(ctx, n) == "":
-				waiting = append(waiting, string(n.Plan.Name))
+				waiting = append(waiting, n)
 			}
 		}
 		if len(waiting) == 0 {
 			return nil
 		}
+		care.look(ctx, waiting)
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
-			return fmt.Errorf("the servers of %v do not serve: %w", waiting, err)
+			var names []cluster.NodeID
+			for _, n := range waiting {
+				names = append(names, n.Plan.Name)
+			}
+			return fmt.Errorf("the servers of %v do not serve: %w", names, err)
 		}
 	}
 }

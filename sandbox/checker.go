@@ -53,6 +53,7 @@ const (
 func Check(history []Entry, limits Limits) []Violation {
 	entries := slices.Clone(history)
 	slices.SortStableFunc(entries, func(a, b Entry) int { return cmp.Compare(a.At, b.At) })
+	boundUnseen(entries)
 	var out []Violation
 	out = append(out, checkAnswers(entries)...)
 	out = append(out, checkServices(entries, limits)...)
@@ -103,8 +104,44 @@ func byStamp(entries []Entry) []Entry {
 }
 
 // unseenSpan is for how long at most writes of a record may have gone unseen
-// before the one that was seen: the watch had shown none of them.
+// before the one that was seen, while the sandbox's own link was well: the
+// watch had shown none of them.
 const unseenSpan = 500 * time.Millisecond
+
+// unseenMargin is how much earlier than a lease something else must have been
+// seen to have been read before it: what a new connection reads comes at once.
+const unseenMargin = 100 * time.Millisecond
+
+// boundUnseen bounds, in place, since when writes of a lease may have gone
+// unseen. That is longer than unseenSpan where the link itself was held up, say
+// by a server that was stopped: then nothing newer than its last news had been
+// seen of any record. News come in the order of the writes, so that whatever
+// was written before them had been seen, too. What a new connection reads is
+// shown once all of it has been read, so that until then it is no news. The
+// entries are in the order in which they were read.
+func boundUnseen(entries []Entry) {
+	next, news := 0, cluster.Never // the newest write that was seen in entries[:next]
+	lost := cluster.Never          // since when the link is not live
+	for i, e := range entries {
+		switch {
+		case e.Kind == KindStore && e.By == "" && !e.On && lost.IsZero():
+			lost = e.At
+		case e.Kind == KindStore && e.By == "" && e.On:
+			lost = cluster.Never
+		}
+		if e.Kind != KindLease || e.Written.IsZero() || e.After.IsZero() {
+			continue
+		}
+		shown := e.At.Add(-unseenMargin)
+		if !lost.IsZero() {
+			shown = min(shown, lost)
+		}
+		for ; entries[next].At <= shown; next++ {
+			news = max(news, entries[next].Written)
+		}
+		entries[i].After = max(e.After, min(e.Written.Add(-unseenSpan), news))
+	}
+}
 
 // since is from when on the record may have said what it says.
 func (e Entry) since() cluster.Instant {
@@ -113,8 +150,9 @@ func (e Entry) since() cluster.Instant {
 		return e.At.Add(-unseenSpan) // seen, but nobody knows when it was written
 	case e.After.IsZero():
 		return e.Written
-	case e.Kind == KindFence:
-		return min(e.After, e.Written) // no earlier than its claim, by its own word
+	case e.Kind == KindFence || e.Kind == KindLease:
+		// Of a fence no earlier than its claim, by its own word.
+		return min(e.After, e.Written)
 	}
 	return max(e.After, e.Written.Add(-unseenSpan))
 }
@@ -241,19 +279,29 @@ func (e Entry) deadline(limits Limits) cluster.Instant {
 	return at.Add(time.Duration(e.TTLMillis)*time.Millisecond - limits.Grace)
 }
 
-// unrenewed lists the holder's answers between its deadline and the last
-// proof that it had not been renewed.
+// unrenewed lists the holder's answers between its deadline, as the promises of
+// the others moved it, and the last proof that it had not been renewed.
 func unrenewed(entries []Entry, holder Entry, expired cluster.Instant, limits Limits) []Violation {
 	if expired.IsZero() {
 		return nil
 	}
 	var out []Violation
-	deadline := holder.promised(holder.deadline(limits), expired, storeAways(entries), limits)
+	promises := promisesTo(entries, holder)
 	for _, e := range entries {
+		if e.Kind != KindAnswer || e.Node != holder.Node || e.At >= expired {
+			continue
+		}
+		// It was wrong longest just before a promise, or at the answers' end.
+		worst, at := time.Duration(0), cluster.Never
 		until := min(e.Until, expired)
-		if e.Kind == KindAnswer && e.Node == holder.Node && e.At < expired && until.Sub(deadline) > limits.Noise {
-			out = append(out, Violation{"I3", until, fmt.Sprintf("%s answered for %s until %v after its deadline (epoch %d, not renewed)",
-				e.Node, e.Addr, until.Sub(deadline), holder.Epoch)})
+		for _, x := range append(instants(promises, e.At, until), until) {
+			if over := x.Sub(max(holder.deadline(limits), holder.promised(promises, x, limits))); over > worst {
+				worst, at = over, x
+			}
+		}
+		if worst > limits.Noise {
+			out = append(out, Violation{"I3", at, fmt.Sprintf("%s answered for %s until %v after its deadline (epoch %d, not renewed)",
+				e.Node, e.Addr, worst, holder.Epoch)})
 		}
 	}
 	return out

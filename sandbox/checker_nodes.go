@@ -8,55 +8,78 @@ import (
 	"pvc.internal/cluster"
 )
 
-// away is a time in which nobody could write to the store, as far as the
-// sandbox's own session, or the fault that took all servers away, can tell.
+// away is a time in which a fault had taken all servers away.
 type away struct {
 	from, to cluster.Instant // to: Forever while it lasts
-	fault    bool
 }
 
+// storeAways are those times, by when records were written. Each ends with the
+// first write that was taken: something else has started enough servers again.
 func storeAways(entries []Entry) []away {
 	var out []away
-	open := map[string]cluster.Instant{}
+	open := cluster.Never
 	for _, e := range entries {
-		if e.Kind != KindStore {
-			continue
-		}
-		from, is := open[e.By]
+		fault := e.Kind == KindStore && e.By == byFault
 		switch {
-		case !e.On && !is:
-			open[e.By] = e.At
-		case e.On && is:
-			out = append(out, away{from, e.At, e.By == byFault})
-			delete(open, e.By)
+		case open.IsZero() && fault && !e.On:
+			open = e.At
+		case !open.IsZero() && (fault && e.On || e.Written > open):
+			out = append(out, away{open, e.At})
+			open = cluster.Never
 		}
 	}
-	for by, from := range open {
-		out = append(out, away{from, cluster.Forever, by == byFault})
+	if !open.IsZero() {
+		out = append(out, away{open, cluster.Forever})
 	}
 	return out
 }
 
-// promiseSlack is how much later than the sandbox's own session another node
-// may find its way back to the store; until then it gives promises.
-const promiseSlack = 3 * time.Second
-
-// promised is until when the promises of the others may have carried the
-// holder, who asks them when nobody can write; its own deadline at least.
-func (e Entry) promised(deadline, until cluster.Instant, aways []away, limits Limits) cluster.Instant {
-	if len(e.Peers) == 0 {
-		return deadline
-	}
-	for _, a := range aways {
-		switch {
-		case a.from > until || a.to < e.At:
-		case a.to == cluster.Forever:
-			return cluster.Forever
-		default:
-			deadline = max(deadline, a.to.Add(promiseSlack+time.Duration(e.TTLMillis)*time.Millisecond-limits.Grace))
+// promisesTo are the promises that the other coordinators gave the holder.
+func promisesTo(entries []Entry, holder Entry) []Entry {
+	var out []Entry
+	for _, e := range entries {
+		if e.Kind == KindPromise && e.By == string(holder.Node) && e.Node != holder.Node {
+			out = append(out, e)
 		}
 	}
-	return deadline
+	return out
+}
+
+// instants are when the entries were, within [from, to].
+func instants(entries []Entry, from, to cluster.Instant) []cluster.Instant {
+	var out []cluster.Instant
+	for _, e := range entries {
+		if e.At >= from && e.At <= to {
+			out = append(out, e.At)
+		}
+	}
+	return out
+}
+
+// promised is until when the promises that were given before the instant may
+// carry the holder. Every other coordinator must have promised, each no earlier
+// than it was asked, and the question's send instant is what counts: so none
+// of the newest ones may have been over. That rests on what the others say of
+// themselves, and blinds nobody: who breaks the word that he has logged makes
+// two answer, which is seen without it, and who was never asked has logged none.
+func (e Entry) promised(promises []Entry, before cluster.Instant, limits Limits) cluster.Instant {
+	if len(e.Peers) == 0 {
+		return cluster.Never // it asks nobody
+	}
+	until := cluster.Forever
+	for _, peer := range e.Peers {
+		if peer == e.Node {
+			continue
+		}
+		newest := cluster.Never
+		for _, p := range promises {
+			if p.Node == peer && p.At < before {
+				newest = max(newest, p.At.Add(time.Duration(p.TTLMillis)*time.Millisecond-limits.Grace))
+			}
+		}
+		until = min(until, newest)
+	}
+	return until
 }
 
 // checkProofs is I4: what counts as a dead-proof is one, and nothing is served
@@ -166,7 +189,7 @@ func checkMajority(entries []Entry) []Violation {
 				continue
 			}
 			for _, a := range aways {
-				if a.fault && e.At > a.from.Add(ttl) && e.At < a.to {
+				if e.At > a.from.Add(ttl) && e.At < a.to {
 					out = append(out, Violation{"I6", e.At, fmt.Sprintf("%s was powered off %v after the store had gone away for all", e.Node, e.At.Sub(a.from))})
 				}
 			}
@@ -354,33 +377,51 @@ func checkKeepalives(entries []Entry, limits Limits) []Violation {
 }
 
 // harmedBetween reports whether something may have kept the node from the
-// store: its own network, its agent, or any of the servers.
+// store: its own network, its agent, or any of the servers. Their network is
+// one of the coordinators': a server that is cut off, if only one way and from
+// one other, leaves its clients, and as leader or follower its quorum.
 func harmedBetween(entries []Entry, n cluster.NodeID, from, to cluster.Instant) bool {
-	at := func(e Entry) bool { return e.At >= from && e.At <= to }
-	cut := 0
+	servers := map[cluster.NodeID]bool{}
+	cuts := map[[2]string]bool{} // that are on, by node and name
 	for _, e := range entries {
-		switch {
-		case e.At > to:
-			return cut > 0
-		case e.Kind == KindCut && e.Node == n && e.On:
-			cut++
-		case e.Kind == KindCut && e.Node == n:
-			cut = max(0, cut-1)
-			if at(e) {
+		if e.At > to {
+			break
+		}
+		within := e.At >= from
+		switch e.Kind {
+		case KindLease:
+			for _, c := range e.Peers {
+				servers[c] = true
+			}
+		case KindCut:
+			cut := [2]string{string(e.Node), e.Name}
+			if within && (e.Node == n || servers[e.Node] && (e.On || cuts[cut])) {
 				return true
 			}
-		case e.Kind == KindPower && !e.On:
+			if delete(cuts, cut); e.On {
+				cuts[cut] = true
+			}
+		case KindPower:
 			// A lost server takes its clients' sessions along, and may be the leader.
-			if at(e) {
+			if within && !e.On {
 				return true
 			}
-		case e.Kind == KindStore, e.Kind == KindProgram && (e.Name == progZooKeeper || e.Node == n), e.Kind == KindLoad:
-			if at(e) {
+		case KindProgram:
+			if within && (e.Name == progZooKeeper || e.Node == n) {
+				return true
+			}
+		case KindStore, KindLoad:
+			if within {
 				return true
 			}
 		}
 	}
-	return cut > 0
+	for cut := range cuts { // that have been on all along
+		if node := cluster.NodeID(cut[0]); node == n || servers[node] {
+			return true
+		}
+	}
+	return false
 }
 
 // othersWrote reports whether the other nodes' keepalives and the lease went on

@@ -113,6 +113,54 @@ func TestCheckerGoesByWhenARecordWasWritten(t *testing.T) {
 	}
 }
 
+// A new holder answers once its take is written, also where the sandbox's own
+// link is held up and shows it only after some renewals. Taken from a run that
+// an earlier checker objected to.
+func TestCheckerKnowsThatItsOwnLinkMayBeHeldUp(t *testing.T) {
+	seen := func(at, written, after int, n cluster.NodeID, epoch cluster.Epoch, count uint64) Entry {
+		e := Entry{At: ms(at), Written: ms(written), Kind: KindLease, Node: n, Incarnation: cluster.Incarnation(n), Epoch: epoch, N: count, TTLMillis: 2800}
+		if after != 0 {
+			e.After = ms(after)
+		}
+		return e
+	}
+	answer := func(n cluster.NodeID, from, until int) Entry {
+		return Entry{At: ms(from), Until: ms(until), Kind: KindAnswer, Node: n, Addr: "v4"}
+	}
+	keepalive := func(at, written int) Entry {
+		return Entry{At: ms(at), Written: ms(written), Kind: KindKeepalive, Node: "hv3", N: uint64(written)}
+	}
+	for name, c := range map[string]struct {
+		answers int // from when on hv1, which had been the holder before, answers again
+		news    []Entry
+		broken  bool
+	}{
+		"once it is written, the link held up":              {18151, []Entry{keepalive(14700, 14690), keepalive(18497, 18062)}, false},
+		"before, the link held up":                          {17900, []Entry{keepalive(14700, 14690), keepalive(18497, 18062)}, true},
+		"nothing was seen meanwhile":                        {15100, []Entry{keepalive(14700, 14690)}, false},
+		"just before what was seen, the link well":          {18400, []Entry{keepalive(18600, 18590)}, false},
+		"before, the link well":                             {18151, []Entry{keepalive(18600, 18590)}, true},
+		"before, and what else was seen was seen beside it": {15100, []Entry{keepalive(18600, 18590), keepalive(18970, 18950)}, true},
+		"read one by one on a new connection": {18151, []Entry{keepalive(14700, 14690), keepalive(18715, 18396), keepalive(18766, 18700),
+			{At: ms(18233), Kind: KindStore}, {At: ms(18973), Kind: KindStore, On: true}}, false},
+		"lost and regained before": {18151, []Entry{keepalive(18715, 18696),
+			{At: ms(18233), Kind: KindStore}, {At: ms(18600), Kind: KindStore, On: true}}, true},
+		"the link held up, what else was seen came along": {18151, []Entry{keepalive(14700, 14690), keepalive(18971, 18950)}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := append([]Entry{
+				seen(13265, 13241, 0, "hv1", 13, 8), answer("hv1", 13000, 13893),
+				seen(13924, 13910, 13821, "hv2", 14, 2), seen(15021, 14995, 0, "hv2", 14, 25), answer("hv2", 13907, 15200),
+				seen(18972, 18849, 14995, "hv1", 16, 3), answer("hv1", c.answers, 20000),
+			}, c.news...)
+			got := Check(h, Limits{Noise: 5 * time.Millisecond, Grace: 300 * time.Millisecond})
+			if c.broken != (len(got) == 1 && got[0].Invariant == "I3") || !c.broken && len(got) != 0 {
+				t.Errorf("found %+v, want one violation of I3: %v", got, c.broken)
+			}
+		})
+	}
+}
+
 func TestCheckerObjectsToEachPlantedViolation(t *testing.T) {
 	cases := map[string]struct {
 		invariant, says string

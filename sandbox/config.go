@@ -15,7 +15,7 @@ import (
 
 // The BMCs' credentials: of simulated machines, so they are no secret.
 const (
-	bmcUser     = "admin"
+	BMCUser     = "admin"
 	bmcPassword = "sandbox"
 )
 
@@ -141,7 +141,7 @@ func (s *Sandbox) agentSettings(n *Node) settingsFile {
 	nodes := map[string]any{}
 	for _, other := range s.nodes {
 		device := map[string]any{
-			"name": "bmc", "type": "ipmi", "address": other.Plan.BMC.String(), "user": bmcUser,
+			"name": "bmc", "type": "ipmi", "address": other.Plan.BMC.String(), "user": BMCUser,
 			"password_file": filepath.Join(n.Dir, "bmc.pass"), "cipher_suite": 3,
 		}
 		nodes[string(other.Plan.Name)] = map[string]any{"after": "reboot", "levels": [][]map[string]any{{device}}}
@@ -184,8 +184,9 @@ const (
 
 // The priorities of the daemons' systemd units.
 const (
-	guardNice = -10
-	agentNice = -15
+	guardNice       = -10
+	agentNice       = -15
+	agentTimerSlack = time.Millisecond
 )
 
 // programs lists what the node starts when it is powered on, in order.
@@ -206,7 +207,7 @@ func (s *Sandbox) programs(n *Node) []procSpec {
 	conf := filepath.Join(n.Dir, "pvcnoded.yaml")
 	guard := spec(progGuard, time.Second, bin("pvcnoded"), "guard", "-c", conf)
 	agent := spec(progAgent, 0, bin("pvcnoded"), "-c", conf)
-	guard.Nice, agent.Nice = guardNice, agentNice
+	guard.Nice, agent.Nice, agent.TimerSlack = guardNice, agentNice, agentTimerSlack
 	list = append(list, guard, agent)
 	if n.Plan.Mode == cluster.Coordinator {
 		list = append(list, spec(progAPI, time.Second, bin("pvcapid"), "-c", filepath.Join(n.Dir, "pvcapid.yaml")))

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"pvc.internal/cluster"
 )
@@ -69,24 +72,93 @@ func (s *Sandbox) ZooKeeperLeader(ctx context.Context) (*Node, error) {
 func (s *Sandbox) waitEnsemble(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, ensembleTimeout)
 	defer cancel()
+	var care nurse
+	var waiting []*Node
 	for {
-		var waiting []string
+		var still []*Node
 		for _, n := range s.coordinators() {
 			if s.zkMode(ctx, n) == "" {
-				waiting = append(waiting, string(n.Plan.Name))
+				still = append(still, n)
 			}
 		}
-		if len(waiting) == 0 {
+		if len(still) == 0 {
 			return nil
+		}
+		if ctx.Err() == nil { // else nobody was asked
+			waiting = still
+			care.look(ctx, waiting)
 		}
 		select {
 		case <-ctx.Done():
-			said, _ := os.ReadFile(filepath.Join(s.options.Dir, waiting[0], "log", progZooKeeper+".log"))
-			return fmt.Errorf("the ZooKeeper servers of %s do not serve: %w; %s said last: %s",
-				strings.Join(waiting, ", "), context.Cause(ctx), waiting[0], said[max(0, len(said)-600):])
+			var names []string
+			var said []byte
+			for _, n := range waiting {
+				names = append(names, string(n.Plan.Name))
+				said = n.serverLog()
+			}
+			return fmt.Errorf("the ZooKeeper servers of %s do not serve: %w; the last said last: %s",
+				strings.Join(names, ", "), context.Cause(ctx), said[max(0, len(said)-600):])
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// serverLog is what the node's ZooKeeper server has logged.
+func (n *Node) serverLog() []byte {
+	text, _ := os.ReadFile(filepath.Join(n.Dir, "log", progZooKeeper+".log"))
+	return text
+}
+
+// deaf reports, by its log, that a ZooKeeper server hears of no election any
+// more and so stays out of the ensemble until it is started again. Its thread
+// that hears of them dies where another's vote arrives while it gives up
+// leading (a null pointer in FastLeaderElection's WorkerReceiver, seen with 3.8.0).
+func deaf(log []byte) bool {
+	died := bytes.LastIndex(log, []byte("Thread Thread[WorkerReceiver["))
+	return died > bytes.LastIndex(log, []byte("QuorumPeerConfig - Reading configuration from"))
+}
+
+// nurse starts servers again that are deaf, each once, as an operator would:
+// what is tested is how the cluster bears the ensemble's troubles, and this one
+// never ends by itself.
+type nurse struct {
+	looked  cluster.Instant
+	started map[*Node]bool
+}
+
+// look treats those that do not serve; it may be called as often as one likes.
+func (u *nurse) look(ctx context.Context, waiting []*Node) {
+	if now().Sub(u.looked) < time.Second {
+		return
+	}
+	u.looked = now()
+	for _, n := range waiting {
+		if u.started[n] || !n.Powered() || !deaf(n.serverLog()) {
+			continue
+		}
+		if u.started == nil {
+			u.started = map[*Node]bool{}
+		}
+		u.started[n] = true
+		n.sandbox.history.Add(Entry{Kind: KindNote, Name: "ensemble", Node: n.Plan.Name,
+			Text: "its ZooKeeper server hears of no election any more: it is started again"})
+		if n.Signal(ctx, progZooKeeper, unix.SIGKILL) == nil {
+			n.restarted(ctx, progZooKeeper)
+		}
+	}
+}
+
+// restarted starts a program that has been killed once its end is noticed.
+func (n *Node) restarted(ctx context.Context, program string) {
+	for range 100 {
+		if have, err := n.Programs(ctx); err != nil || !have[program].Running {
+			break
+		}
+		if pause(ctx, 20*time.Millisecond) != nil {
+			return
+		}
+	}
+	_ = n.ensureRunning(ctx, program) // who waits for it says whether it runs
 }
 
 func (s *Sandbox) coordinators() []*Node {

@@ -254,7 +254,7 @@ func ensemblePower(ctx context.Context, s *Sandbox, _ *Node) error {
 func coldStart(order []int, gap time.Duration) Fault {
 	name, text := fmt.Sprintf("cold-start-%d", int(gap.Seconds())), "all power lost, all nodes back at once"
 	if gap > 0 {
-		text = fmt.Sprintf("all power lost, a node back each %v", gap)
+		text = fmt.Sprintf("all power lost, a coordinator back each %v", gap)
 	}
 	if len(order) > 0 {
 		digits := ""
@@ -292,16 +292,17 @@ func coldStartNamed(name string) (Fault, bool) {
 	return f, f.Name == name
 }
 
-// comeBack powers the nodes on in that order, those that it does not name last,
-// and waits for one primary once the ensemble has a quorum.
+// comeBack powers the coordinators on in that order, those that it does not name
+// last, and waits for one primary once the ensemble has a quorum. The
+// hypervisors come with the last of them: the order is the coordinators' matter.
 func (s *Sandbox) comeBack(ctx context.Context, fault string, order []int, gap time.Duration) error {
 	var nodes []*Node
 	for _, i := range order {
-		if i < len(s.nodes) {
-			nodes = append(nodes, s.nodes[i])
+		if i < len(s.coordinators()) {
+			nodes = append(nodes, s.coordinators()[i])
 		}
 	}
-	for _, n := range s.nodes {
+	for _, n := range s.coordinators() {
 		if !slices.Contains(nodes, n) {
 			nodes = append(nodes, n)
 		}
@@ -330,6 +331,9 @@ func (s *Sandbox) comeBack(ctx context.Context, fault string, order []int, gap t
 			led = true
 			wg.Go(func() { judged = s.onePrimary(ctx, fault) })
 		}
+	}
+	if err := s.powerOnAll(); err != nil {
+		return err
 	}
 	wg.Wait()
 	return judged

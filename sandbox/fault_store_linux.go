@@ -54,7 +54,67 @@ func storeFaults() []Fault {
 		outage("store-outage-20", "every ZooKeeper server killed, back after 20 s", 20*time.Second, killEnsemble, startEnsemble),
 		outage("store-outage-120", "every ZooKeeper server killed, back after 120 s", 120*time.Second, killEnsemble, startEnsemble),
 		outage("store-stall-20", "every ZooKeeper server stopped for 20 s", 20*time.Second, signalEnsemble(unix.SIGSTOP), wakeEnsemble),
+		{Name: "store-outage-cut", Text: "every ZooKeeper server killed, and the primary then cut off from everything", Needs: 2, Extra: true, spares: true,
+			prepare: primaryNode, inject: killEnsemble, outcome: cutFromEverything, heal: mendOutage},
 	}
+}
+
+// Of the outage in which the primary is cut off from everything: how long it
+// lives on the others' word before, and is watched then.
+const (
+	outageBefore = 5 * time.Second
+	outageCut    = 10 * time.Second
+)
+
+// cutFromEverything waits, unplugs all that the node has, and judges that its
+// work ends by Q K from then: nobody can take the role meanwhile, but nobody
+// could tell it so either (protocol §6).
+func cutFromEverything(ctx context.Context, s *Sandbox, n *Node) error {
+	if err := pause(ctx, outageBefore); err != nil {
+		return err
+	}
+	if s.holder() != n.Plan.Name {
+		return fmt.Errorf("%s is no longer primary %v after the store went away", n.Plan.Name, outageBefore)
+	}
+	cut := now()
+	if err := errors.Join(n.setLink(false, linkUpstream), n.setLink(false, linkCluster), n.setLink(false, linkMgmt)); err != nil {
+		return err
+	}
+	if err := pause(ctx, outageCut); err != nil {
+		return err
+	}
+	ended := map[string]cluster.Instant{} // by service or address
+	for _, e := range s.history.Since(cut) {
+		if e.Node == n.Plan.Name && e.At >= cut && (e.Kind == KindHook || e.Kind == KindHeld) && !e.On {
+			ended[e.Name+e.Addr] = e.At
+		}
+	}
+	want := []string{}
+	if !s.options.NoHooks {
+		want = append(want, hookService)
+	}
+	for _, a := range FloatingAddresses() {
+		want = append(want, a.Name)
+	}
+	var last time.Duration
+	for _, name := range want {
+		at, ok := ended[name]
+		if took := at.Sub(cut); !ok || took > s.timing().StopAfter() {
+			return fmt.Errorf("%s of %s, which was cut off from everything, did not end within %v (ended: %v, after %v)", name, n.Plan.Name, s.timing().StopAfter(), ok, took)
+		}
+		last = max(last, at.Sub(cut))
+	}
+	s.history.Add(Entry{Kind: KindNote, Name: "store-outage-cut", Text: fmt.Sprintf("%s, cut off from everything, had ended its work after %.2f s", n.Plan.Name, last.Seconds())})
+	return nil
+}
+
+// mendOutage mends the network before the servers come back: who is cut off
+// while they serve is to be fenced.
+func mendOutage(ctx context.Context, s *Sandbox, n *Node) error {
+	if err := errors.Join(n.setLink(true, linkUpstream), n.setLink(true, linkCluster), n.setLink(true, linkMgmt)); err != nil {
+		return err
+	}
+	return startEnsemble(ctx, s, n)
 }
 
 func cutOff(name string, c cut) func(context.Context, *Sandbox, *Node) error {
@@ -129,10 +189,17 @@ func wakeAgent(ctx context.Context, s *Sandbox, n *Node) error {
 // busyPerProcessor is how many endless loops share each processor with the cluster.
 const busyPerProcessor = 4
 
+// starve keeps every processor busy: by stress-ng where it is installed, whose
+// workers go through all kinds of arithmetic, by loops of a shell elsewhere.
 func starve(_ context.Context, s *Sandbox, _ *Node) error {
 	s.history.Add(Entry{Kind: KindLoad, On: true})
-	for range busyPerProcessor * runtime.NumCPU() {
-		cmd := exec.Command("/bin/sh", "-c", "while :; do :; done") //nolint:noctx // it outlives this call and is ended by feed, or with this process
+	workers := busyPerProcessor * runtime.NumCPU()
+	commands := slices.Repeat([][]string{{"/bin/sh", "-c", "while :; do :; done"}}, workers)
+	if path, err := exec.LookPath("stress-ng"); err == nil {
+		commands = [][]string{{path, "--quiet", "--cpu", fmt.Sprint(workers)}}
+	}
+	for _, argv := range commands {
+		cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // it outlives this call and is ended by feed, or with this process
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setsid: true}
 		if err := s.forker.start(cmd); err != nil {
 			return fmt.Errorf("keep the machine busy: %w", err)
@@ -144,7 +211,7 @@ func starve(_ context.Context, s *Sandbox, _ *Node) error {
 
 func feed(_ context.Context, s *Sandbox, _ *Node) error {
 	for _, cmd := range s.burners {
-		_ = cmd.Process.Kill()
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // its workers, too
 		_ = cmd.Wait()
 	}
 	s.burners = nil

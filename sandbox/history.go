@@ -24,6 +24,7 @@ const (
 	KindHook        Kind = "hook"        // the primary-only service's process: Node, On
 	KindLease       Kind = "lease"       // the lease as seen: Node (holder), Incarnation, Epoch, N, TTLMillis
 	KindExpired     Kind = "expired"     // a write proved the lease to be as it was, though its deadline has passed: Node (holder), Epoch, N
+	KindPromise     Kind = "promise"     // a coordinator bound itself not to take the role: Node, By (the holder), TTLMillis (from At on)
 	KindIncarnation Kind = "incarnation" // a node's daemon registered: Node, Incarnation
 	KindFence       Kind = "fence"       // a fence record as seen: Node, Incarnation, Epoch, Stage, Text (proof)
 	KindDaemon      Kind = "daemon"      // a node's daemon state as seen: Node, Text

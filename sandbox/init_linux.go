@@ -181,7 +181,7 @@ func (t *procTable) start(spec procSpec) error {
 	case spec.Instrument:
 		asInstrument(1, fork)
 	case spec.Nice != 0:
-		niced(spec.Nice, fork)
+		asUnit(spec.Nice, spec.TimerSlack, fork)
 	default:
 		fork()
 	}

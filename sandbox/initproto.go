@@ -29,6 +29,8 @@ type procSpec struct {
 	Instrument bool `json:"instrument,omitempty"`
 	// Nice is its scheduling priority, as its systemd unit would set it.
 	Nice int `json:"nice,omitempty"`
+	// TimerSlack is how late its timers may be, likewise; 0: as the kernel has it.
+	TimerSlack time.Duration `json:"timer_slack,omitempty"`
 	// Again starts it again after it ended, so long after; zero: never. The
 	// agent is never started again by itself: whether it comes back is a fault's business.
 	Again time.Duration `json:"again,omitempty"`

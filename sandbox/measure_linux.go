@@ -32,6 +32,11 @@ type Result struct {
 	// CleanMS is when the fence's record was done: roles and records of the node
 	// had been cleaned before.
 	CleanMS float64 `json:"records_clean_ms"`
+	// Fences is how many fences were begun, of whomever.
+	Fences int `json:"fences_begun"`
+	// KeepaliveMS is the longest time between two keepalives of a node's start,
+	// those of the node that was hit among them, at least; −1: no node wrote two.
+	KeepaliveMS float64 `json:"keepalive_longest_ms"`
 	// Notes are what else is worth telling of the run.
 	Notes []string `json:"notes,omitempty"`
 	// ResolutionMS is the longest silence of any address in the seconds at rest
@@ -71,7 +76,7 @@ type AddressResult struct {
 // the cluster is in the Result.
 func (s *Sandbox) Measure(ctx context.Context, step Step) (Result, error) {
 	f := step.Fault
-	res := Result{Fault: f.Name, Text: f.Text, Phase: step.Phase, SuspectMS: -1, DeadMS: -1, TakenMS: -1, ClaimedMS: -1, OffMS: -1, CleanMS: -1}
+	res := Result{Fault: f.Name, Text: f.Text, Phase: step.Phase, SuspectMS: -1, DeadMS: -1, TakenMS: -1, ClaimedMS: -1, OffMS: -1, CleanMS: -1, KeepaliveMS: -1}
 	switch {
 	case len(s.coordinators()) < f.Needs:
 		res.Skipped = fmt.Sprintf("needs %d coordinators", f.Needs)
@@ -123,6 +128,7 @@ func (s *Sandbox) strike(ctx context.Context, f Fault, node *Node, res *Result) 
 	s.history.Add(Entry{Kind: KindFault, Name: f.Name, Text: stepHealed})
 	note(s.rests(ctx, f.Name, clusterTimeout), "")
 	endViews()
+	note(s.collectPromises(), "")
 	res.After = s.holder()
 	note(s.stayed(f, res, began), "")
 	note(s.harmed(f, began), "")
@@ -244,6 +250,7 @@ func (s *Sandbox) fill(res *Result, began, ended cluster.Instant) {
 		res.Addresses = append(res.Addresses, ar)
 	}
 	res.fillTimes(entries, began)
+	res.fillKeepalives(entries, began, ended)
 	for _, e := range entries {
 		if e.Kind == KindNote && e.Name == res.Fault && e.At >= began {
 			res.Notes = append(res.Notes, e.Text)
@@ -284,6 +291,29 @@ func (r *Result) fillTimes(entries []Entry, began cluster.Instant) {
 			}
 		}
 	}
+}
+
+// fillKeepalives finds the longest time that a node went without a keepalive,
+// and counts the fences that were begun.
+func (r *Result) fillKeepalives(entries []Entry, began, ended cluster.Instant) {
+	r.KeepaliveMS = -1
+	last, fences := map[cluster.NodeID]Entry{}, map[string]bool{}
+	for _, e := range entries {
+		switch {
+		case e.At > ended:
+		case e.Kind == KindIncarnation:
+			delete(last, e.Node) // another start: its silence is no lateness
+		case e.Kind == KindFence && e.At >= began && e.Stage == cluster.FenceClaimed:
+			fences[e.Name] = true
+		case e.Kind == KindKeepalive && !e.Written.IsZero():
+			if was, seen := last[e.Node]; seen && e.N > was.N && e.Written >= began {
+				// Of some that were not seen one is at least the mean apart.
+				r.KeepaliveMS = max(r.KeepaliveMS, millis(e.Written.Sub(was.Written)/time.Duration(e.N-was.N)))
+			}
+			last[e.Node] = e
+		}
+	}
+	r.Fences = len(fences)
 }
 
 // Noise measures the resolution on a cluster at rest: the longest silence over

@@ -105,6 +105,6 @@ func (o Options) Validate() error {
 // Bounds of the sandbox's own waits.
 const (
 	nodeStartTimeout = 10 * time.Second // PID 1 up and its links made
-	ensembleTimeout  = 20 * time.Second // every ZooKeeper server serves
+	ensembleTimeout  = 60 * time.Second // every ZooKeeper server serves; a JVM starts slowly on a busy machine
 	clusterTimeout   = 60 * time.Second // every node runs and one is primary
 )

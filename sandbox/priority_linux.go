@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,13 +32,17 @@ func asInstrument(priority uint32, f func()) {
 	f()
 }
 
-// niced runs f on a thread of that priority, which the processes that f starts
-// inherit; where it is refused they have the ordinary one.
-func niced(nice int, f func()) {
+// asUnit runs f on a thread of that priority and with timers that may be late by
+// slack, as TimerSlackNSec= gives it (prctl(2), PR_SET_TIMERSLACK); the
+// processes that f starts inherit both. What is refused stays as it is.
+func asUnit(nice int, slack time.Duration, f func()) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), nice) == nil {
 		defer func() { _ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 0) }()
+	}
+	if slack > 0 && unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0) == nil {
+		defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) }() // back to the default
 	}
 	f()
 }

@@ -288,6 +288,22 @@ type Summary struct {
 	SuspectMedian float64 `json:"suspect_median_ms"`
 	OffMedian     float64 `json:"verified_off_median_ms"`
 	OffWorst      float64 `json:"verified_off_worst_ms"`
+	// Fences is how many were begun in all runs; Keepalive is the longest time
+	// between two keepalives of a node, of each run.
+	Fences          int     `json:"fences_begun"`
+	KeepaliveMedian float64 `json:"keepalive_longest_median_ms"`
+	KeepaliveWorst  float64 `json:"keepalive_longest_worst_ms"`
+}
+
+// Line is what the runs come to where nobody was to be fenced, in one line for
+// people, or two.
+func (s Summary) Line() string {
+	said := fmt.Sprintf("%d rounds, %d fences begun; a node's keepalives at most %s apart, in the median round %s",
+		s.Runs, s.Fences, happened(s.KeepaliveWorst), happened(s.KeepaliveMedian))
+	if line := s.Fault + ": " + said; utf8.RuneCountInString(line) <= terminal {
+		return line
+	}
+	return s.Fault + ":\n    " + said
 }
 
 // Summarise groups the results by fault, in the order of first appearance.
@@ -303,7 +319,7 @@ func Summarise(results []Result) []Summary {
 	var out []Summary
 	for _, name := range order {
 		sum := Summary{Fault: name, Text: runs[name][0].Text, Runs: len(runs[name])}
-		var silences, suspects, offs []float64
+		var silences, suspects, offs, keepalives []float64
 		for _, r := range runs[name] {
 			var longest float64
 			for _, a := range r.Addresses {
@@ -315,6 +331,10 @@ func Summarise(results []Result) []Summary {
 			if r.Skipped == "" {
 				silences = append(silences, longest)
 			}
+			sum.Fences += r.Fences
+			if r.KeepaliveMS >= 0 {
+				keepalives = append(keepalives, r.KeepaliveMS)
+			}
 			if r.SuspectMS >= 0 {
 				suspects = append(suspects, r.SuspectMS)
 			}
@@ -325,6 +345,7 @@ func Summarise(results []Result) []Summary {
 		sum.SilenceMedian, sum.SilenceWorst = medianWorst(silences)
 		sum.SuspectMedian, _ = medianWorst(suspects)
 		sum.OffMedian, sum.OffWorst = medianWorst(offs)
+		sum.KeepaliveMedian, sum.KeepaliveWorst = medianWorst(keepalives)
 		out = append(out, sum)
 	}
 	return out
@@ -352,4 +373,7 @@ func summaryTable(w io.Writer, sums []Summary, noise, eventNoise float64) {
 			answeredTwice(s.TwiceRounds, s.TwiceWorst, s.TwiceMost), heldFor(s.HeldWorst, eventNoise), happened(s.SuspectMedian), happened(s.OffMedian), happened(s.OffWorst)})
 	}
 	t.Render()
+	for _, s := range sums {
+		fmt.Fprintln(w, s.Line())
+	}
 }

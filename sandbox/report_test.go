@@ -70,6 +70,35 @@ func TestWhatIsNotProvenOfAnOverlapIsTold(t *testing.T) {
 	}
 }
 
+// TestSummaryTellsOfFencesAndKeepalives: what rounds of troubles are run for
+// that nobody may be fenced for.
+func TestSummaryTellsOfFencesAndKeepalives(t *testing.T) {
+	keepalive := func(n cluster.NodeID, version uint64, at int) Entry {
+		return Entry{At: ms(at + 1), Written: ms(at), Kind: KindKeepalive, Node: n, N: version}
+	}
+	r := measured("starve", 5)
+	r.fillKeepalives([]Entry{
+		keepalive("hv1", 1, 0), keepalive("hv1", 2, 5000), keepalive("hv1", 3, 9500), // the first gap was before
+		keepalive("hv1", 4, 11200), keepalive("hv1", 6, 16000), // one was not seen
+		{At: ms(16500), Kind: KindIncarnation, Node: "hv1"},
+		keepalive("hv1", 7, 19000), keepalive("hv1", 8, 20000),
+		keepalive("hv2", 1, 10000), keepalive("hv2", 2, 11300),
+		{At: ms(9000), Kind: KindFence, Name: "earlier", Node: "hv2", Stage: cluster.FenceClaimed},
+		{At: ms(12000), Kind: KindFence, Name: "f1", Node: "hv2", Stage: cluster.FenceClaimed},
+		{At: ms(12100), Kind: KindFence, Name: "f1", Node: "hv2", Stage: cluster.FencePowerOff},
+		keepalive("hv2", 3, 90000), // after the end
+	}, ms(9100), ms(30000))
+	if r.Fences != 1 || r.KeepaliveMS != 4500 {
+		t.Errorf("%d fences, %v ms, want 1 and 4500", r.Fences, r.KeepaliveMS)
+	}
+	other := measured("starve", 5)
+	other.KeepaliveMS = 1100
+	rep := Report{Results: []Result{r, other}, Summary: Summarise([]Result{r, other})}
+	if said, want := tableOf(rep), "starve: 2 rounds, 1 fences begun; a node's keepalives at most 4.50 s apart, in the median round 2.80 s"; !strings.Contains(said, want) {
+		t.Errorf("nothing says %q:\n%s", want, said)
+	}
+}
+
 func tableOf(rep Report) string {
 	var b bytes.Buffer
 	rep.Table(&b)

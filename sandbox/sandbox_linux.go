@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -38,6 +39,8 @@ type Sandbox struct {
 	started atomic.Int64
 	// maintenance is what the sandbox itself has set last, "on" or "off"; nil: nothing.
 	maintenance atomic.Pointer[string]
+
+	promises []*promiseLog // of the coordinators; the script's goroutine alone
 
 	struck  []cluster.NodeID // whom the running fault hits; the script's goroutine alone
 	strikes int              // faults so far
@@ -140,7 +143,7 @@ func (s *Sandbox) serveBMC(life context.Context, n *Node) error {
 	err := s.net.hub.do(func() error {
 		var err error
 		server, err = bmc.Listen(bmc.Config{
-			Listen: n.Plan.BMC.String(), User: bmcUser, Password: bmcPassword, Power: bmcPower{n}, Faults: n.bmc})
+			Listen: n.Plan.BMC.String(), User: BMCUser, Password: bmcPassword, Power: bmcPower{n}, Faults: n.bmc})
 		return err
 	})
 	if err != nil {
@@ -224,6 +227,25 @@ func (s *Sandbox) Node(name cluster.NodeID) *Node {
 
 // Nodes returns all nodes, coordinators first.
 func (s *Sandbox) Nodes() []*Node { return s.nodes }
+
+// collectPromises brings what the coordinators have promised into the history.
+func (s *Sandbox) collectPromises() error {
+	if s.promises == nil {
+		for _, n := range s.coordinators() {
+			s.promises = append(s.promises, &promiseLog{node: n.Plan.Name, path: filepath.Join(n.Dir, "log", progAgent+".log")})
+		}
+	}
+	offset := wallOffset()
+	var errs []error
+	for _, l := range s.promises {
+		entries, err := l.fresh(func(t time.Time) cluster.Instant { return cluster.Instant(t.UnixNano() - int64(offset)) })
+		errs = append(errs, err)
+		for _, e := range entries {
+			s.history.Add(e)
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // History returns the sandbox's history.
 func (s *Sandbox) History() *History { return s.history }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"pvc.internal/cluster"
 )
@@ -190,6 +192,47 @@ func TestBMCSwitchesTheNode(t *testing.T) {
 	defer cancel()
 	if err := s.waitEnsemble(ctx); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestADeafServerIsStartedAgain: here one that is stopped and whose log says
+// that it is deaf; one that is only stopped is left to whoever has stopped it.
+func TestADeafServerIsStartedAgain(t *testing.T) {
+	s := bareSandbox(t, 1)
+	n := s.nodes[0]
+	ctx, cancel := context.WithTimeout(t.Context(), ensembleTimeout)
+	defer cancel()
+	pid := func() int {
+		have, err := n.Programs(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return have[progZooKeeper].PID
+	}
+	was := pid()
+	if err := n.Signal(ctx, progZooKeeper, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for s.zkMode(ctx, n) != "" && ctx.Err() == nil { // its threads stop one by one
+	}
+	var care nurse
+	if care.look(ctx, []*Node{n}); pid() != was {
+		t.Error("a server that was stopped has been started again")
+	}
+	f, err := os.OpenFile(filepath.Join(n.Dir, "log", progZooKeeper+".log"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString("1 [WorkerReceiver[myid=1]] ERROR x - Thread Thread[WorkerReceiver[myid=1],5,main] died\n")
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.waitEnsemble(ctx); err != nil {
+		t.Error(err)
+	}
+	if pid() == was {
+		t.Errorf("a deaf server serves without having been started again: pid %d, then %d", was, pid())
 	}
 }
 

@@ -19,7 +19,7 @@ func encode(kind cluster.KeyKind, value any) ([]byte, error) {
 	switch v := value.(type) {
 	case nil:
 		switch kind {
-		case cluster.KeyRoleLockChild, cluster.KeyFenceLockChild, cluster.KeyFaultRoot:
+		case cluster.KeyRoleLockChild, cluster.KeyFenceLockChild, cluster.KeyFaultRoot, cluster.KeyFenceOrder:
 			return []byte{}, nil
 		}
 	case string:
@@ -101,6 +101,9 @@ func encodeRecord(kind cluster.KeyKind, value any) ([]byte, error) {
 		value = v
 	case cluster.FenceOrder:
 		v.Version, fits = stamp(v.Version), kind == cluster.KeyFenceOrder
+		value = v
+	case cluster.SealedSecret:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeySecret
 		value = v
 	case cluster.FailoverSettings:
 		v.Version, fits = stamp(v.Version), kind == cluster.KeyFailover
@@ -246,6 +249,10 @@ func decodeFence(data []byte) (cluster.FenceRecord, error) {
 	}
 	return f, nil
 }
+
+// emptied reports whether a record stands without a value, as a fence order's
+// does once it has been answered.
+func emptied(data []byte) bool { return len(bytes.TrimSpace(data)) == 0 }
 
 // decodeFenceOrder refuses an order that does not say what to do: nothing is
 // guessed where power may be taken.

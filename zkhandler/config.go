@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"pvc.internal/cluster"
 )
 
 // The bounds and defaults of a Config.
@@ -73,8 +75,13 @@ type Config struct {
 	// Dial replaces the TCP dialer; nil is the real one.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// WatchNodes adds every node's records to the snapshot. Small clients
-	// leave it out; their Snapshot.Nodes is empty.
+	// leave it out; their Snapshot.Nodes is empty, but for WatchNode.
 	WatchNodes bool
+	// WatchNode, where set and WatchNodes is not, adds the records of one node,
+	// this client's own, also while there are none: of who judges no other, what
+	// is asked of the servers must not grow with the number of nodes. Its
+	// keepalive is read with each Refresh only.
+	WatchNode cluster.NodeID
 	// Calm is how long to wait after a watch has fired before reading again, so
 	// that clients that only look on leave the servers to those that act in the
 	// moment of a change; default none.
@@ -118,6 +125,12 @@ func (c Config) Validate() error {
 	add(c.Auth.validate("zookeeper.auth"))
 	add(c.Reader.validate("zookeeper.reader"))
 	add(c.TLS.validate())
+	if c.WatchNode != "" {
+		add(c.WatchNode.Validate())
+		if c.WatchNodes {
+			add(fmt.Errorf("either all nodes are watched or %s alone", c.WatchNode))
+		}
+	}
 	if c.Reader != nil && c.Auth == nil && !c.TLS.identifies() {
 		add(errors.New("zookeeper.reader is set without zookeeper.auth or a TLS client certificate: without a writer's identity everybody may write"))
 	}

@@ -970,7 +970,28 @@ func fenceOrdersComeAndGo(t *testing.T, e *env) {
 	if !seen.Present || seen.Value != (cluster.FenceOrder{}) || seen.Version != 1 {
 		t.Errorf("%+v", seen)
 	}
-	wantOutcome(t, h.Commit(soon(t), cluster.Txn{Purpose: "order", Ops: []cluster.Op{cluster.Delete(key, seen.Version)}}), cluster.OutcomeOK)
+	commit := func(op cluster.Op, want cluster.Outcome) {
+		t.Helper()
+		wantOutcome(t, h.Commit(soon(t), cluster.Txn{Purpose: "order", Ops: []cluster.Op{op}}), want)
+	}
+	commit(cluster.EndOrder("hv1", seen), cluster.OutcomeOK)
+	ended := until("its end is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return !o.Present })
+	if ended.Err != nil || ended.Value != (cluster.FenceOrder{}) || ended.Version != 2 || ended.Mzxid == 0 {
+		t.Errorf("emptied: %+v", ended)
+	}
+	commit(cluster.Put(key, ended, order), cluster.OutcomeOK)
+	again := until("the next order is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return o.Present })
+	if again.Value != order || again.Version != 3 {
+		t.Errorf("the next: %+v", again)
+	}
+	commit(cluster.EndOrder("hv1", seen), cluster.OutcomeConflict) // a late answer to the first
+	commit(cluster.EndOrder("hv1", again), cluster.OutcomeOK)
+	until("the second end is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return !o.Present && o.Version == 4 })
+	must(t, c.Delete(e.root+"/agent/fence-orders/hv1", -1)) // as earlier programs end an order
+	gone := until("its deletion is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return !o.Present && o.Mzxid == 0 })
+	commit(cluster.Put(key, gone, order), cluster.OutcomeOK)
+	first := until("an order where none was is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return o.Present })
+	commit(cluster.Delete(key, first.Version), cluster.OutcomeOK)
 	until("its end is not seen", func(o cluster.Versioned[cluster.FenceOrder]) bool { return !o.Present })
 	tests := cluster.Key{Kind: cluster.KeyFenceTests, Node: "hv1"}
 	wantOutcome(t, h.Commit(soon(t), cluster.Txn{Purpose: "tests", Ops: []cluster.Op{cluster.Create(tests, cluster.FenceTests{By: "hv2"})}}), cluster.OutcomeOK)

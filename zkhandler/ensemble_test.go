@@ -363,6 +363,34 @@ func TestLogIsBoundedAndHistoryTrimmed(t *testing.T) {
 	}
 }
 
+// Secrets are listed by name, changed on the version that was seen, and gone
+// once they are removed.
+func TestSecretsOfTheTree(t *testing.T) {
+	e := zkreal.Start(t, 1)
+	h, _ := start(t, fresh(t, e, 4*time.Second))
+	awaitPhase(t, h, Live)
+	must(t, h.Initialize(bound(t), "demo", false))
+	if texts, err := h.ReadSecrets(bound(t)); err != nil || len(texts) != 0 {
+		t.Fatalf("%v, %v", texts, err)
+	}
+	k := cluster.Key{Kind: cluster.KeySecret, Name: "bmc"}
+	must(t, h.Commit(bound(t), cluster.Txn{Purpose: "secret", Ops: []cluster.Op{cluster.Create(k, cluster.SealedSecret{Sealed: "YWdl", By: "ada"})}}).Err)
+	must(t, h.Commit(bound(t), cluster.Txn{Purpose: "secret", Ops: []cluster.Op{cluster.Set(k, 0, cluster.SealedSecret{Sealed: "YWdlIQ", By: "eve"})}}).Err)
+	if r := h.Commit(bound(t), cluster.Txn{Purpose: "secret", Ops: []cluster.Op{cluster.Set(k, 0, cluster.SealedSecret{Sealed: "late"})}}); r.Outcome != cluster.OutcomeConflict {
+		t.Fatalf("an older version: %+v", r)
+	}
+	texts, err := h.ReadSecrets(bound(t))
+	must(t, err)
+	record, err := cluster.DecodeSecret(texts["bmc"])
+	if err != nil || len(texts) != 1 || record != (cluster.SealedSecret{Version: 1, Sealed: "YWdlIQ", By: "eve"}) {
+		t.Fatalf("%v, %v, %+v", texts, err, record)
+	}
+	must(t, h.Commit(bound(t), cluster.Txn{Purpose: "secret", Ops: []cluster.Op{cluster.Delete(k, 1)}}).Err)
+	if texts, err := h.ReadSecrets(bound(t)); err != nil || len(texts) != 0 {
+		t.Fatalf("after the removal: %v, %v", texts, err)
+	}
+}
+
 // Overwriting keeps the epochs growing (I2), and leaves no trace of the rest.
 func TestOverwriteKeepsEpochsGrowing(t *testing.T) {
 	e := zkreal.Start(t, 1)

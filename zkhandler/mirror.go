@@ -1,6 +1,7 @@
 package zkhandler
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -15,6 +16,18 @@ import (
 const (
 	maxReads   = 10 // of maxInFlight, so that a re-read of everything leaves room for writes
 	retryReads = 100 * time.Millisecond
+
+	// maxResync is how many records of nodes the periodic re-read asks for at a
+	// time: all of them in a small cluster. With a thousand nodes, all at once
+	// would be as many reads as all their keepalives make.
+	maxResync = 400
+
+	// A snapshot costs as much as there are nodes, and their keepalives change as
+	// often as there are nodes: each change told at once would cost the square. So
+	// where there are many, what only tells of nodes waits a little for more of its
+	// kind: 50 ms with a thousand nodes, nothing below shortPace.
+	pacePerNode = 50 * time.Microsecond
+	shortPace   = 5 * time.Millisecond
 )
 
 // slot is one watched path and what its reading means for the view.
@@ -26,6 +39,7 @@ type slot struct {
 
 	busy   bool   // a read is under way
 	again  bool   // and another is wanted
+	ofNode bool   // one of a node's own records
 	queued bool   // waiting for a place
 	gone   bool   // no longer watched
 	resync bool   // wanted by the periodic re-read
@@ -51,6 +65,8 @@ type mirror struct {
 	link    uint64
 	seq     uint64
 	retry   *time.Timer
+	pace    *time.Timer
+	made    time.Time // when the last snapshot was
 
 	session  int64
 	live     bool // the link is
@@ -67,6 +83,7 @@ type mirror struct {
 	lock      map[string]*lockSlot
 	lockDirty bool
 	changed   bool
+	pressing  bool // and more than what a node tells of itself: not to be held back
 	waiting   []*refresh
 }
 
@@ -116,6 +133,8 @@ func (m *mirror) run(ctx context.Context) {
 	defer m.reads.Wait()
 	m.retry = time.NewTimer(time.Hour)
 	defer m.retry.Stop()
+	m.pace = time.NewTimer(time.Hour)
+	defer m.pace.Stop()
 	calm, calming := time.NewTimer(time.Hour), false
 	defer calm.Stop()
 	resync := time.NewTicker(m.h.config.Resync)
@@ -147,11 +166,9 @@ func (m *mirror) run(ctx context.Context) {
 			m.startRefresh(r)
 		case <-m.retry.C:
 			m.queueUnread()
+		case <-m.pace.C:
 		case <-resync.C:
-			for _, s := range m.slots {
-				s.resync = true
-			}
-			m.queueAll()
+			m.resync()
 		}
 		m.drain()
 		m.startReads(ctx)
@@ -187,11 +204,11 @@ func (m *mirror) followLink() {
 	live := state.Phase == Live
 	if state.Session != m.session {
 		m.session, m.complete = state.Session, false
-		m.changed = true
+		m.press()
 	}
 	if live != m.live {
 		m.live = live
-		m.changed = true
+		m.press()
 		if live {
 			m.since, m.caughtUp = state.Since, false
 		}
@@ -200,7 +217,8 @@ func (m *mirror) followLink() {
 		m.caughtUp = false
 		m.failWaiting(cluster.ErrNotLive)
 	} else if m.since != state.Since { // lost and regained between two looks
-		m.since, m.caughtUp, m.changed = state.Since, false, true
+		m.since, m.caughtUp = state.Since, false
+		m.press()
 	}
 }
 
@@ -223,6 +241,29 @@ func (m *mirror) queueUnread() {
 		if s.link != m.link {
 			m.want(s)
 		}
+	}
+}
+
+// resync asks for the records again although no watch has fired: all that there
+// is one of, and at most maxResync of the nodes', those first that were read
+// longest ago.
+func (m *mirror) resync() {
+	var nodes []*slot
+	for _, s := range m.slots {
+		if s.ofNode {
+			nodes = append(nodes, s)
+			continue
+		}
+		s.resync = true
+		m.want(s)
+	}
+	if len(nodes) > maxResync {
+		slices.SortFunc(nodes, func(a, b *slot) int { return cmp.Compare(a.seq, b.seq) })
+		nodes = nodes[:maxResync]
+	}
+	for _, s := range nodes {
+		s.resync = true
+		m.want(s)
 	}
 }
 
@@ -289,6 +330,7 @@ func (m *mirror) accept(f finding) {
 	}
 	if s.store(f.reading) {
 		m.changed = true
+		m.pressing = m.pressing || s.role || !s.ofNode
 		m.suspectWatch(f)
 	}
 	m.view.Zxid = max(m.view.Zxid, f.stat.Mzxid)
@@ -302,7 +344,8 @@ func (m *mirror) accept(f finding) {
 		m.want(s)
 	}
 	if m.unread == 0 && m.live && !m.caughtUp {
-		m.caughtUp, m.complete, m.changed = true, true, true
+		m.caughtUp, m.complete = true, true
+		m.press()
 	}
 	m.settleRefreshes()
 }
@@ -385,7 +428,23 @@ func (m *mirror) publish() {
 	if !m.changed || (m.live && !m.caughtUp) {
 		return
 	}
+	if wait := m.heldBack(); wait > 0 {
+		m.pace.Reset(wait)
+		return
+	}
 	m.h.hand(m.make())
+}
+
+// press notes a change that is told at once.
+func (m *mirror) press() { m.changed, m.pressing = true, true }
+
+// heldBack is how long a snapshot that only tells of nodes is to wait yet.
+func (m *mirror) heldBack() time.Duration {
+	pace := time.Duration(len(m.nodes)) * pacePerNode
+	if m.pressing || pace < shortPace {
+		return 0
+	}
+	return pace - time.Since(m.made)
 }
 
 // make builds a snapshot. What has not changed is shared with the earlier ones.
@@ -406,7 +465,7 @@ func (m *mirror) make() *cluster.Snapshot {
 		m.view.RoleLock = m.lockQueue()
 		m.lockDirty = false
 	}
-	m.changed = false
+	m.changed, m.pressing, m.made = false, false, time.Now()
 	snapshot := m.view
 	snapshot.Nodes = m.published
 	snapshot.Live = m.live && m.caughtUp
@@ -439,12 +498,18 @@ func (m *mirror) unwatch(s *slot) {
 
 // watchKeyed watches the data of a key's record.
 func watchKeyed[T any](m *mirror, k cluster.Key, role bool, into *cluster.Versioned[T], decode func([]byte) (T, error)) *slot {
+	return keepKeyed(m, k, watchData, role, into, decode)
+}
+
+// keepKeyed keeps a key's record in the view; with watchNothing it is as old as the
+// last Refresh, if role is set, or the last periodic re-read.
+func keepKeyed[T any](m *mirror, k cluster.Key, kind watchKind, role bool, into *cluster.Versioned[T], decode func([]byte) (T, error)) *slot {
 	path, err := m.h.schema.path(k)
 	if err != nil { // only for names that schema refuses, which addNode has checked
 		m.h.log.Error("cannot watch a record", zap.Stringer("key", k), zap.Error(err))
 		return nil
 	}
-	return m.watch(watchKey{path, watchData}, role, func(r reading) bool {
+	return m.watch(watchKey{path, kind}, role, func(r reading) bool {
 		return observe(into, r, path, decode)
 	})
 }
@@ -493,6 +558,9 @@ func (m *mirror) watchCluster() {
 	watchKeyed(m, cluster.Key{Kind: cluster.KeyClusterName}, true, &v.ClusterName, decodeText)
 	lockDir, _ := m.h.schema.lockDir(cluster.KeyRoleLockChild)
 	m.watch(watchKey{lockDir, watchChildren}, true, func(r reading) bool { return m.observeLock(lockDir, r.names) })
+	if n := m.h.config.WatchNode; n != "" {
+		m.addNode(n)
+	}
 	if !m.h.config.WatchNodes {
 		return
 	}
@@ -541,6 +609,7 @@ func (m *mirror) addNode(n cluster.NodeID) {
 		if s == nil {
 			return
 		}
+		s.ofNode = true
 		store := s.store
 		s.store = func(r reading) bool {
 			if !store(r) {
@@ -554,14 +623,43 @@ func (m *mirror) addNode(n cluster.NodeID) {
 	key := func(kind cluster.KeyKind) cluster.Key { return cluster.Key{Kind: kind, Node: n} }
 	v := &node.view
 	add(watchKeyed(m, key(cluster.KeyAlive), true, &v.Alive, decodeRecord[cluster.Alive]))
-	add(watchKeyed(m, key(cluster.KeyKeepalive), false, &v.Keepalive, decodeSeconds))
+	if n == m.h.config.WatchNode { // nobody here waits for it to change: who registers asks anew
+		add(keepKeyed(m, key(cluster.KeyKeepalive), watchNothing, true, &v.Keepalive, decodeSeconds))
+	} else {
+		add(watchKeyed(m, key(cluster.KeyKeepalive), false, &v.Keepalive, decodeSeconds))
+	}
 	add(watchKeyed(m, key(cluster.KeyDaemonState), false, &v.Daemon, decodeDaemonState))
 	add(watchKeyed(m, key(cluster.KeyRouterState), false, &v.Router, decodeRouterState))
 	add(watchKeyed(m, key(cluster.KeyDomainState), false, &v.Domain, decodeDomainState))
 	add(watchKeyed(m, key(cluster.KeyNodeMode), false, &v.Mode, decodeMode))
 	add(watchKeyed(m, key(cluster.KeyNodeRecord), false, &v.Record, decodeRecord[cluster.NodeRecord]))
 	add(watchKeyed(m, key(cluster.KeyFence), false, &v.Fence, decodeFence))
-	add(watchKeyed(m, key(cluster.KeyFenceOrder), false, &v.Order, decodeFenceOrder))
+	add(watchOrder(m, key(cluster.KeyFenceOrder), &v.Order))
+}
+
+// watchOrder watches a fence order. One that stands emptied is none; its version
+// stays known, since the next is written on it.
+func watchOrder(m *mirror, k cluster.Key, into *cluster.Versioned[cluster.FenceOrder]) *slot {
+	s := watchKeyed(m, k, false, into, decodeFenceOrder)
+	if s == nil {
+		return nil
+	}
+	standing := s.store
+	s.store = func(r reading) bool {
+		was := *into
+		switch {
+		case r.err != nil || r.present && !emptied(r.data):
+			return standing(r)
+		case !r.present: // also where it stood emptied
+			*into = cluster.Versioned[cluster.FenceOrder]{SeenAt: r.at}
+			return was.Present || was.Mzxid != 0 || was.SeenAt.IsZero()
+		case !was.Present && was.Mzxid == r.stat.Mzxid && was.Version == r.stat.Version:
+			return false
+		}
+		*into = cluster.Versioned[cluster.FenceOrder]{Version: r.stat.Version, SeenAt: r.at, Mzxid: r.stat.Mzxid, WrittenMS: r.stat.Mtime}
+		return true
+	}
+	return s
 }
 
 // observeLock follows the role lock's queue. A child's data never changes, so

@@ -255,6 +255,20 @@ func (h *Handler) ReadText(ctx context.Context, k cluster.Key) (cluster.Versione
 	}, nil
 }
 
+// ReadSecrets returns the raw text of every sealed secret by its name; of a tree
+// without them none.
+func (h *Handler) ReadSecrets(ctx context.Context) (map[string]string, error) {
+	leaves, err := h.readTree(ctx, h.schema.root+secretDir)
+	if errors.Is(err, cluster.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the secrets: %w", err)
+	}
+	delete(leaves, "")
+	return leaves, nil
+}
+
 // AppendLog adds lines to a node's log, newest last, dropping the oldest
 // beyond 64 KiB. The log must exist (EnsureNode). After a lost reply the lines
 // may stand there or not; they are not written twice.

@@ -63,13 +63,16 @@ func checkSegments(name string) error {
 	return nil
 }
 
-// orderDir holds the operators' fence orders, testDir the newest tests of each
-// node's fence devices. Trees made before they were there get them from the next
-// node that registers.
+// orderDir holds the operators' fence orders, each emptied once it is answered,
+// testDir the newest tests of each node's fence devices. Trees made before they
+// were there get them from the next node that registers.
 const (
 	orderDir = "/agent/fence-orders"
 	testDir  = "/agent/fence-tests"
 )
+
+// secretDir holds the sealed passwords of fence devices.
+const secretDir = "/agent/secrets"
 
 // parts of a path pattern: {n} is Key.Node, {s} one segment of Key.Name,
 // {p} several.
@@ -104,6 +107,7 @@ var patterns = map[cluster.KeyKind]string{
 	cluster.KeyFaultRoot:         "/faults/{s}",
 	cluster.KeyFenceOrder:        orderDir + "/{n}",
 	cluster.KeyFenceTests:        testDir + "/{n}",
+	cluster.KeySecret:            secretDir + "/{s}",
 }
 
 // path returns the znode that the key stands for. An unknown key is an error
@@ -223,7 +227,7 @@ func (s schema) freshTree(clusterName string) []leaf {
 		{testDir, ""},
 		{"/agent/activities", ""},
 		{"/agent/workloads", ""},
-		{"/agent/secrets", ""},
+		{secretDir, ""},
 	} {
 		tree = append(tree, leaf{s.root + l.path, l.value})
 	}

@@ -2,6 +2,7 @@ package failsafe
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -35,8 +36,9 @@ func (c AskerConfig) ttl(record time.Duration) time.Duration {
 	return c.Timing.RoleTTL
 }
 
-// lead is how long before the right's end the first question goes out; the
-// next ones follow each tenth of a term, at least 0.1 s apart.
+// lead is how long before the right's end the first question goes out; repeat
+// lies between any two questions, a tenth of a term and at least 0.1 s, also
+// where what is promised is short: others may have another role_ttl.
 func (c AskerConfig) lead() time.Duration   { return c.Timing.RoleTerm() / 2 }
 func (c AskerConfig) repeat() time.Duration { return max(c.Timing.RoleTerm()/10, 100*time.Millisecond) }
 
@@ -71,6 +73,7 @@ type AskerState struct {
 	sent     cluster.Instant // of the write that began or carries the right
 	granted  cluster.Instant // end by promises; Never: none
 	n        uint64
+	last     cluster.Instant // of the newest question of all; Never: none
 	asked    cluster.Instant // of the question in flight; Never: none
 	members  Members
 	promises []Answer // to the question in flight, in order of arrival
@@ -97,10 +100,10 @@ type AskerOutput struct {
 // StepAsker takes in what is known and at most one answer.
 func StepAsker(c AskerConfig, s AskerState, in AskerInput) (AskerState, AskerOutput) {
 	if !in.InUse || in.Sent.IsZero() {
-		return AskerState{n: s.n}, AskerOutput{}
+		return AskerState{n: s.n, last: s.last}, AskerOutput{}
 	}
 	if in.Epoch != s.epoch || s.sent.IsZero() {
-		s = AskerState{n: s.n, epoch: in.Epoch}
+		s = AskerState{n: s.n, last: s.last, epoch: in.Epoch}
 	}
 	if in.Sent.After(s.sent) {
 		s.sent, s.Over = in.Sent, s.Over && c.Right == RightRole // a role that has ended comes back by a new epoch only
@@ -132,6 +135,10 @@ func (s *AskerState) hear(c AskerConfig, a Answer, others []cluster.NodeID) {
 		slices.ContainsFunc(s.promises, func(p Answer) bool { return p.From == a.From }) {
 		return
 	}
+	if !s.members.means(a.From, a.Host) {
+		s.Why = Answer{From: a.From, Code: cluster.RefuseOtherMembers, Detail: "another host than the one that may take the role answers by this name"}
+		return
+	}
 	if a.Promise <= 0 || a.Code != "" {
 		s.Why = a
 		return
@@ -161,8 +168,8 @@ func (s *AskerState) settle(c AskerConfig, in AskerInput, others []cluster.NodeI
 // have promised; none where the set of coordinators is not known.
 func (s *AskerState) ask(c AskerConfig, in AskerInput, others []cluster.NodeID, out *AskerOutput) {
 	from := s.Until.Add(-c.lead())
-	if !s.asked.IsZero() {
-		from = max(from, s.asked.Add(c.repeat()))
+	if !s.last.IsZero() {
+		from = max(from, s.last.Add(c.repeat()))
 	}
 	out.Wake = s.Until
 	if in.Unresolved || len(in.Members.Nodes) == 0 {
@@ -174,11 +181,11 @@ func (s *AskerState) ask(c AskerConfig, in AskerInput, others []cluster.NodeID, 
 	}
 	s.note(others)
 	s.n++
-	s.asked, s.promises = in.Now, nil
-	s.members = Members{Version: in.Members.Version, Nodes: slices.Clone(in.Members.Nodes)}
+	s.last, s.asked, s.promises = in.Now, in.Now, nil
+	s.members = Members{Version: in.Members.Version, Nodes: slices.Clone(in.Members.Nodes), IDs: maps.Clone(in.Members.IDs)}
 	if len(others) == 0 { // the only coordinator: nobody else can take
 		s.settle(c, in, others, out)
-		out.Wake = s.Until.Add(-c.lead())
+		out.Wake = max(s.Until.Add(-c.lead()), in.Now.Add(c.repeat()))
 		return
 	}
 	out.Ask = &Question{ID: s.id(c), From: c.Node, Epoch: in.Epoch, TTL: c.ttl(in.TTL), Members: s.members}

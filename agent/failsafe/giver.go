@@ -16,6 +16,7 @@ const tryFor = 200 * time.Millisecond
 // GiverConfig is what a giver needs to know for good.
 type GiverConfig struct {
 	Node    cluster.NodeID
+	ID      string // of this host (NodeRecord.ID)
 	Timing  cluster.Timing
 	Started cluster.Instant // of this start of the daemon
 	// LongestTTL is the largest role_ttl that this state folder has seen in
@@ -91,7 +92,7 @@ func StepGiver(c GiverConfig, s GiverState, in GiverInput) (GiverState, GiverOut
 		return s, GiverOutput{}
 	}
 	q := *in.Question
-	answer := Answer{ID: q.ID, From: c.Node}
+	answer := Answer{ID: q.ID, From: c.Node, Host: c.ID}
 	d := min(q.TTL, c.Timing.RoleTTL)
 	code, detail := c.refuse(in, q)
 	if code == "" && d <= c.Timing.Grace {
@@ -132,10 +133,12 @@ func (c GiverConfig) refuse(in GiverInput, q Question) (cluster.RefusalCode, str
 		return code, detail
 	}
 	switch {
-	case !q.Members.Equal(in.Members) || len(in.Members.Nodes) == 0:
+	case !in.Members.Within(q.Members) || len(in.Members.Nodes) == 0: // one that is not asked might act on what is promised here
 		return cluster.RefuseOtherMembers, fmt.Sprintf("here the coordinators are %v (version %d), there %v (%d)", in.Members.Nodes, in.Members.Version, q.Members.Nodes, q.Members.Version)
 	case !slices.Contains(in.Members.Nodes, c.Node):
 		return cluster.RefuseOtherMembers, "this node is no coordinator"
+	case !q.Members.means(c.Node, c.ID):
+		return cluster.RefuseOtherMembers, fmt.Sprintf("another host of the name %s is meant, with the id %s", c.Node, q.Members.IDs[c.Node])
 	case in.TakeUnresolved:
 		return cluster.RefuseTakeUnresolved, "a write of this node may still take the role"
 	}

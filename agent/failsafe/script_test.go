@@ -57,7 +57,7 @@ func (s *script) seconds(text string) time.Duration {
 // run takes one command:
 //
 //	to 2s              lets time pass, stepping the asker whenever it asked to be woken
-//	answer b 2.8s      b promises; "answer b CODE" refuses; "old b 2.8s" answers the question before
+//	answer b 2.8s [ID] b promises, from the host ID; "answer b CODE" refuses; "old b 2.8s" answers the question before
 //	sent 1.9s          a write sent then is acknowledged
 //	work, role         begins anew with that right
 //	set KEY=VALUE …    of either machine's input
@@ -69,7 +69,7 @@ func (s *script) run(line string) string {
 	case "to":
 		return s.to(began.Add(s.seconds(words[1])))
 	case "answer", "old":
-		return s.answer(words[0] == "old", words[1], words[2])
+		return s.answer(words[0] == "old", words[1], words[2], strings.Join(words[3:], ""))
 	case "sent":
 		s.in.Sent = began.Add(s.seconds(words[1]))
 		return s.step(nil)
@@ -117,13 +117,17 @@ func (s *script) set(setting string) {
 		s.in.Epoch = cluster.Epoch(number)
 	case "members":
 		s.in.Members = Members{Version: s.in.Members.Version + 1}
-		for name := range strings.SplitSeq(value, ",") {
-			if name != "" {
-				s.in.Members.Nodes = append(s.in.Members.Nodes, cluster.NodeID(name))
-			}
+		s.in.Members.Nodes = names(value)
+	case "ids":
+		s.in.Members.IDs = map[cluster.NodeID]string{}
+		for pair := range strings.SplitSeq(value, ",") {
+			name, id, _ := strings.Cut(pair, ":")
+			s.in.Members.IDs[cluster.NodeID(name)] = id
 		}
+	case "b.id":
+		s.giver.ID = value
 	case "b.members":
-		s.gin.Members = s.in.Members
+		s.gin.Members = Members{Version: s.in.Members.Version, Nodes: names(value)}
 	case "b.holder":
 		s.gin.Holder = cluster.NodeID(value)
 	case "b.epoch":
@@ -148,6 +152,15 @@ func (s *script) set(setting string) {
 	}
 }
 
+func names(list string) (nodes []cluster.NodeID) {
+	for name := range strings.SplitSeq(list, ",") {
+		if name != "" {
+			nodes = append(nodes, cluster.NodeID(name))
+		}
+	}
+	return nodes
+}
+
 func (s *script) to(end cluster.Instant) string {
 	var out strings.Builder
 	for {
@@ -164,8 +177,8 @@ func (s *script) to(end cluster.Instant) string {
 	return out.String()
 }
 
-func (s *script) answer(old bool, from, what string) string {
-	a := Answer{From: cluster.NodeID(from)}
+func (s *script) answer(old bool, from, what, host string) string {
+	a := Answer{From: cluster.NodeID(from), Host: host}
 	if s.last != nil {
 		a.ID = s.last.ID
 	}

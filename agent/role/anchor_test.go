@@ -165,7 +165,7 @@ func TestARaiseThatNeverSucceedsEnds(t *testing.T) {
 		now = now.Add(100 * time.Millisecond)
 		s, _ = ackAnchor(n, s, snap, anchor, sent, now)
 		snap.Lease.Version++
-		s, out = Step(n.config(), s, Input{Now: now, Snapshot: snap, Event: Event{Step: &StepDone{ID: raise, Err: cluster.ErrDeadline}}})
+		s, _ = Step(n.config(), s, Input{Now: now, Snapshot: snap, Event: Event{Step: &StepDone{ID: raise, Err: cluster.ErrDeadline}}})
 		raise = s.step
 		anchor = s.hold.write
 		if anchor == 0 { // the next renewal when it is due

@@ -40,6 +40,7 @@ func (m *machine) record() {
 	l := snap.Lease.Value
 	m.s.transition = cluster.Transition{
 		Version: 1, ID: m.c.NewID(l.Epoch), Epoch: l.Epoch, From: l.Holder, To: m.c.Node, ToIncarn: m.c.Incarnation,
+		FromHost: hostOf(l), ToHost: m.ownHost(),
 		Cause: cluster.CauseSwitch, State: cluster.TransitionRunning, Phase: cluster.PhaseAnnounce,
 		Lock: m.s.lock.Name, WishVersion: snap.PrimaryNode.Version, Started: m.in.WallMS, NextEpoch: m.nextEpoch(),
 	}
@@ -112,7 +113,7 @@ func (m *machine) handed() bool {
 		return false
 	}
 	anchor := m.s.readySent
-	m.s.hold = hold{epoch: l.Value.Epoch, version: l.Version, n: l.Value.N, deadline: m.in.Now.Add(l.Value.TTL()), named: l.Value.Coordinators}
+	m.s.hold = hold{epoch: l.Value.Epoch, version: l.Version, n: l.Value.N, deadline: m.in.Now.Add(l.Value.TTL()), named: rollOf(l.Value)}
 	m.s.epochSeen = max(m.s.epochSeen, l.Value.Epoch)
 	if seen := m.in.Snapshot.Transition; seen.Present && seen.Value.ID == m.s.transition.ID && seen.Version > m.s.trVersion {
 		m.s.transition, m.s.trVersion = seen.Value, seen.Version

@@ -61,7 +61,7 @@ func (m *machine) idle() {
 	}
 	if !m.s.started {
 		m.s.started = true
-		if l := m.in.Snapshot.Lease; l.Present && l.Err == nil && l.Value.Holder == m.c.Node {
+		if l := m.in.Snapshot.Lease; l.Present && l.Err == nil && m.ours(l.Value) {
 			m.enter(Resuming, stageResume)
 			m.resuming()
 			return
@@ -144,22 +144,6 @@ func (m *machine) bound() bool {
 	}
 	m.refuse(p.Why)
 	m.wakeAt(p.Until)
-	return true
-}
-
-// uncounted reports whether the lease's holder may be going on by the word of
-// coordinators among which this node is not: it was added while the lease was
-// not renewed. A lease that was given up, or whose holder is proven dead, has
-// nobody who goes on.
-func (m *machine) uncounted() bool {
-	l := m.in.Snapshot.Lease
-	if !l.Present || l.Err != nil || l.Value.Released() || len(l.Value.Coordinators) == 0 ||
-		slices.Contains(l.Value.Coordinators, m.c.Node) || m.provenDead(l.Value.Holder, l.Value.Incarnation) {
-		return false
-	}
-	m.refuse(cluster.Refusal{Code: cluster.RefuseNotCounted, Node: l.Value.Holder, Detail: fmt.Sprintf(
-		"%s did not know of this coordinator when it last renewed the lease, and may be going on by the word of %v; the role is taken once it has renewed, one of those has taken it, or %s is proven dead",
-		l.Value.Holder, l.Value.Coordinators, l.Value.Holder)})
 	return true
 }
 
@@ -316,11 +300,12 @@ func (m *machine) sendTake() {
 	cause := m.cause()
 	m.s.unproven = m.owed(m.inherits(cause))
 	m.s.takeEpoch = epoch
-	lease := cluster.Lease{Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: epoch, TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), Unproven: m.s.unproven, Coordinators: m.counted()}
-	m.s.naming = lease.Coordinators
+	lease := m.naming(cluster.Lease{Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: epoch, TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), Unproven: m.s.unproven})
+	m.s.naming = rollOf(lease)
 	m.s.takes = takes{sent: true, lost: m.s.takes.lost && m.s.takes.on == snap.Lease.Mzxid, on: snap.Lease.Mzxid}
 	m.s.transition = cluster.Transition{
 		Version: 1, ID: m.c.NewID(epoch), Epoch: epoch, From: old.Holder, To: m.c.Node, ToIncarn: m.c.Incarnation,
+		FromHost: hostOf(old), ToHost: m.ownHost(),
 		Cause: cause, State: cluster.TransitionRunning, Phase: cluster.PhaseAddresses, Lock: m.s.lock.Name, Started: m.in.WallMS,
 	}
 	m.s.stage, m.s.stageBegan = stageTake, m.in.Now
@@ -332,7 +317,7 @@ func (m *machine) sendTake() {
 			cluster.Check(m.lockKey(), 0),
 			cluster.Put(wishKey, snap.PrimaryNode, string(m.c.Node)),
 			m.routerStateOp(cluster.RouterTakeover),
-		}, m.overtaken()...)},
+		}, slices.Concat(m.overtaken(), m.onWord())...)},
 	}})
 }
 
@@ -428,7 +413,7 @@ func (m *machine) taken(r cluster.TxnResult) {
 func (m *machine) settleTake() {
 	l := m.in.Snapshot.Lease
 	if l.Present && l.Err == nil && l.Value.HeldBy(m.c.Node, m.c.Incarnation) && l.Value.Epoch == m.s.takeEpoch {
-		m.adopt(m.s.takeEpoch, l.Version, l.Value.N, m.s.takeSent, l.Value.Coordinators)
+		m.adopt(m.s.takeEpoch, l.Version, l.Value.N, m.s.takeSent, rollOf(l.Value))
 		m.s.trVersion, m.s.trKnown = m.in.Snapshot.Transition.Version, true
 		m.enter(Taking, stageRaise)
 		m.begin()

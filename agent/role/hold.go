@@ -2,7 +2,6 @@ package role
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"pvc.internal/cluster"
@@ -18,42 +17,10 @@ func (m *machine) mine() cluster.Lease {
 	if !m.s.hold.raised { // a shorter ttl is used before it is written
 		ttl = max(ttl, m.s.hold.ttl)
 	}
-	return cluster.Lease{
+	return m.naming(cluster.Lease{
 		Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: m.s.hold.epoch,
 		TTLMillis: ttl.Milliseconds(), N: m.s.hold.n + 1, Unproven: m.owed(m.s.unproven),
-		Coordinators: m.counted(),
-	}
-}
-
-// counted are the coordinators that a lease of this node's names: those whose
-// promises it would ask for. No other takes it when it merely expires, so that
-// none is added while the lease is not renewed (protocol §4).
-func (m *machine) counted() []cluster.NodeID {
-	if !m.c.Failsafe {
-		return nil
-	}
-	return Coordinators(m.in.Snapshot)
-}
-
-// Coordinators are the nodes that may take the role as far as the snapshot
-// shows, in order, whatever state they are in: one that is away may come back
-// and reach a store that the others do not. A node whose mode cannot be read counts.
-func Coordinators(snap *cluster.Snapshot) []cluster.NodeID {
-	var ids []cluster.NodeID
-	for id, n := range snap.Nodes {
-		if n.Mode.Value != cluster.Hypervisor {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	return ids
-}
-
-// merge returns all names of the lists, in order, each once.
-func merge(lists ...[]cluster.NodeID) []cluster.NodeID {
-	all := slices.Concat(lists...)
-	slices.Sort(all)
-	return slices.Compact(all)
+	})
 }
 
 // free reports whether a lease write may be sent: one at a time, each on the
@@ -74,7 +41,7 @@ func (m *machine) writeLease(p purpose, l cluster.Lease, ops ...cluster.Op) {
 	all = append(all, ops...)
 	m.s.hold.purpose = p
 	m.s.hold.handing = m.s.hold.handing || p == forHandOver
-	m.s.hold.naming = merge(m.s.hold.naming, l.Coordinators)
+	m.s.hold.naming = m.s.hold.naming.and(rollOf(l))
 	m.s.hold.trOp, m.s.hold.wishOp = opOn(all, cluster.KeyTransition), opOn(all, cluster.KeyPrimaryNode)
 	m.s.hold.write = m.emit(Effect{Commit: &Commit{
 		Txn:     cluster.Txn{Purpose: "role." + p.String(), Ops: all},
@@ -94,7 +61,7 @@ func opOn(ops []cluster.Op, k cluster.KeyKind) int {
 
 // adopt starts a hold at a write of ours that was acknowledged, and names the
 // coordinators that stand in it.
-func (m *machine) adopt(e cluster.Epoch, version int32, n uint64, sent cluster.Instant, named []cluster.NodeID) {
+func (m *machine) adopt(e cluster.Epoch, version int32, n uint64, sent cluster.Instant, named Roll) {
 	m.s.hold = hold{
 		epoch: e, version: version, n: n, sent: sent, named: named,
 		deadline: sent.Add(m.c.Timing.RoleTTL - m.c.Timing.Grace), // I3: anchored at the send
@@ -178,7 +145,7 @@ func (m *machine) leaseWritten(r cluster.TxnResult) {
 	}
 	if r.Outcome == cluster.OutcomeOK {
 		h.version, h.n = r.Versions[0], n+1
-		h.named, h.naming, h.handing = h.naming, nil, false // a chain of versions: what was lost before cannot follow
+		h.named, h.naming, h.handing = h.naming, Roll{}, false // a chain of versions: what was lost before cannot follow
 		if h.trOp > 0 {
 			m.s.trVersion, m.s.trKnown = r.Versions[h.trOp], true
 		}
@@ -284,7 +251,7 @@ func (m *machine) settled(r RefreshDone) {
 		// Mine: either my late write, or one that never happened. The next
 		// versioned write settles which.
 		h.version, h.n, h.unsettled, h.next = l.Version, l.Value.N, false, m.in.Now
-		h.named = l.Value.Coordinators
+		h.named = rollOf(l.Value)
 	case l.Present && l.Err != nil && m.s.Mode.Holding():
 		// Rubbish over my lease: nobody takes an unreadable one for longer than
 		// I may hold mine, so I write it anew on its version.
@@ -324,9 +291,10 @@ func (m *machine) answerRide(r cluster.TxnResult) {
 	m.emit(Effect{Keepalive: &KeepaliveResult{ID: id, Result: r}})
 }
 
-// extend tells the guard the new deadline, once it holds the role.
+// extend tells the guard the new deadline, once it holds the role or is about to:
+// addresses that take long to come must not cost a role that is being renewed.
 func (m *machine) extend() {
-	if !m.s.hold.raised {
+	if !m.s.hold.raised && m.s.stage != stageRaise {
 		return
 	}
 	d := m.deadline()
@@ -421,7 +389,7 @@ func (m *machine) release() {
 		return
 	}
 	l := m.mine()
-	l.Holder, l.Incarnation, l.Coordinators = "", "", nil
+	l.Holder, l.Incarnation, l.Coordinators, l.IDs = "", "", nil, nil
 	m.writeLease(forRelease, l, m.routerStateOp(cluster.RouterSecondary))
 }
 

@@ -338,10 +338,10 @@ func (m *machine) handOver() {
 	}
 	t := m.s.transition
 	t.Phase = cluster.PhaseAddresses
-	lease := cluster.Lease{
+	lease := m.naming(cluster.Lease{
 		Version: 1, Holder: t.To, Incarnation: t.ToIncarn, Epoch: max(m.s.hold.epoch+1, sane(t.NextEpoch)),
-		TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), N: 0, Coordinators: m.counted(),
-	}
+		TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), N: 0,
+	})
 	m.writeLease(forHandOver, lease,
 		cluster.Set(transitionKey, m.s.trVersion, t),
 		cluster.Check(cluster.Key{Kind: cluster.KeyRoleLockChild, Name: t.Lock}, 0),

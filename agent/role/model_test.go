@@ -203,7 +203,13 @@ func (s *modelStore) commit(txn cluster.Txn) cluster.TxnResult {
 	return r
 }
 
-func (s *modelStore) lease() cluster.Lease { return s.recs[leaseKey].value.(cluster.Lease) }
+// lease is the zero value where the record is lost.
+func (s *modelStore) lease() cluster.Lease {
+	if s.recs[leaseKey] == nil {
+		return cluster.Lease{}
+	}
+	return s.recs[leaseKey].value.(cluster.Lease)
+}
 
 func seen[T any](n *modelNode, k cluster.Key) cluster.Versioned[T] {
 	rec := n.w.store.recs[k]
@@ -241,6 +247,8 @@ func (n *modelNode) snapshot() *cluster.Snapshot {
 			Router:    seen[cluster.RouterState](n, cluster.Key{Kind: cluster.KeyRouterState, Node: o.id}),
 			Fence:     seen[cluster.FenceRecord](n, cluster.Key{Kind: cluster.KeyFence, Node: o.id}),
 			Alive:     seen[cluster.Alive](n, cluster.Key{Kind: cluster.KeyAlive, Node: o.id}),
+			Record:    seen[cluster.NodeRecord](n, cluster.Key{Kind: cluster.KeyNodeRecord, Node: o.id}),
+			Order:     seen[cluster.FenceOrder](n, cluster.Key{Kind: cluster.KeyFenceOrder, Node: o.id}),
 		}
 	}
 	return snap

@@ -14,17 +14,17 @@ func (m *machine) resuming() {
 		return
 	}
 	snap := m.in.Snapshot
-	if m.s.stopping || snap.Lease.Err != nil || snap.Lease.Value.Holder != m.c.Node {
+	if m.s.stopping || snap.Lease.Err != nil || !m.ours(snap.Lease.Value) {
 		m.backToIdle(0)
 		return
 	}
 	old := snap.Lease.Value
 	m.s.takeEpoch = max(old.Epoch, m.s.epochSeen) + 1
 	m.s.resumeTTL, m.s.unproven = old.TTL(), old.Unproven
-	lease := cluster.Lease{Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: m.s.takeEpoch,
-		Unproven: old.Unproven, Coordinators: m.counted(),
-		TTLMillis: max(old.TTLMillis, m.c.Timing.RoleTTL.Milliseconds())} // adopt counts on no less than this (I1)
-	m.s.naming = lease.Coordinators
+	lease := m.naming(cluster.Lease{Version: 1, Holder: m.c.Node, Incarnation: m.c.Incarnation, Epoch: m.s.takeEpoch,
+		Unproven:  old.Unproven,
+		TTLMillis: max(old.TTLMillis, m.c.Timing.RoleTTL.Milliseconds())}) // adopt counts on no less than this (I1)
+	m.s.naming = rollOf(lease)
 	ops := []cluster.Op{cluster.Set(leaseKey, snap.Lease.Version, lease)}
 	m.s.transition = cluster.Transition{}
 	if t := snap.Transition.Value; snap.Transition.Present && t.Running() && (t.From == m.c.Node || t.To == m.c.Node) {
@@ -62,7 +62,7 @@ func (m *machine) resumed(r cluster.TxnResult) {
 func (m *machine) settleResume() {
 	l := m.in.Snapshot.Lease
 	if l.Present && l.Err == nil && l.Value.HeldBy(m.c.Node, m.c.Incarnation) && l.Value.Epoch == m.s.takeEpoch {
-		m.adoptResumed(l.Version, l.Value.N, m.s.takeSent, l.Value.Coordinators)
+		m.adoptResumed(l.Version, l.Value.N, m.s.takeSent, rollOf(l.Value))
 		m.s.trVersion, m.s.trKnown = m.in.Snapshot.Transition.Version, true
 		return
 	}
@@ -74,7 +74,7 @@ func (m *machine) settleResume() {
 // over as they are. A hand-over from here that was under way is judged anew
 // once Primary; one to here goes on. It needs no leave: what an earlier start of
 // this node has promised, it promised as somebody who did not hold the role.
-func (m *machine) adoptResumed(version int32, n uint64, sent cluster.Instant, named []cluster.NodeID) {
+func (m *machine) adoptResumed(version int32, n uint64, sent cluster.Instant, named Roll) {
 	from := m.s.transition.From == m.c.Node
 	m.adopt(m.s.takeEpoch, version, n, sent, named)
 	m.s.hold.ttl, m.s.hold.resumed = m.s.resumeTTL, true

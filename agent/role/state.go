@@ -51,7 +51,10 @@ type Config struct {
 	// Failsafe: the lease names the coordinators, so that the role may be
 	// extended by their promises.
 	Failsafe bool
-	NewID    func(epoch cluster.Epoch) string
+	// ID is this node's id, kept in its state folder (NodeRecord.ID): it tells two
+	// hosts of one name apart. Empty: not known, and names alone count.
+	ID    string
+	NewID func(epoch cluster.Epoch) string
 }
 
 // hold is the lease as far as it is this node's.
@@ -77,7 +80,7 @@ type hold struct {
 	handing   bool // a write of mine may still hand the role over
 	// named are the coordinators that the newest lease write known to be in the
 	// store names, naming those of the writes that may follow it. Neither is edited.
-	named, naming []cluster.NodeID
+	named, naming Roll
 	ttl           time.Duration // a predecessor\'s longer ttl, kept until the guard has the shorter deadline
 }
 
@@ -150,7 +153,8 @@ type State struct {
 	takeSent    cluster.Instant
 	sentFor     cluster.Epoch // the epoch of the tries that takeSent is the first of
 	takes       takes
-	naming      []cluster.NodeID // the coordinators that the take or resume under way names
+	naming      Roll // whom the take or resume under way names
+	counted     bool // the newest lease that could be read counts this node, or nobody
 	resumeTTL   time.Duration
 	lastHolder  cluster.NodeID // the latest holder seen, also after it has released the lease
 	warm        ID             // keepalive commit in flight, sent alone
@@ -246,6 +250,9 @@ type Right struct {
 	// that any write of this node's which may stand in the store names, and those
 	// seen now. Empty: not known to the store, nobody can be asked.
 	Coordinators []cluster.NodeID
+	// IDs are the ids of the hosts that are meant by these names, as far as they
+	// are known: the word of another one counts for nothing.
+	IDs map[cluster.NodeID]string
 }
 
 // Right returns the held role; false where none is held, or where it is left to
@@ -256,8 +263,9 @@ func (s State) Right(snap *cluster.Snapshot) (Right, bool) {
 		return Right{}, false
 	}
 	r := Right{Epoch: h.epoch, Sent: h.sent, Handing: h.handing}
-	if len(h.named) > 0 {
-		r.Coordinators = merge(h.named, h.naming, Coordinators(snap))
+	if len(h.named.Nodes) > 0 {
+		all := h.named.and(h.naming).and(Counted(snap))
+		r.Coordinators, r.IDs = all.Nodes, all.IDs
 	}
 	return r, true
 }

@@ -110,6 +110,7 @@ func (m *machine) event() {
 		m.s.stopping = true
 	case e.Suspended:
 		m.s.readySent = cluster.Never // nothing of before a sleep gives a right
+		m.s.maintained = m.in.Now     // nor counts against another's lease: for how long it slept this clock may not know (I1)
 		if m.s.Mode.Holding() {
 			m.drop("this host was suspended", true)
 		}
@@ -120,6 +121,7 @@ func (m *machine) event() {
 // just happened; it is the same after every event, so nothing hangs on an edge.
 func (m *machine) level() {
 	m.followRecords()
+	m.followRoll()
 	if on := m.maintenanceOn(); on || m.s.maintenance {
 		m.s.maintenance, m.s.maintained = on, m.in.Now // observation begins anew when the end of maintenance is seen
 	}

@@ -18,6 +18,7 @@ import (
 
 	"pvc.internal/api"
 	"pvc.internal/cluster"
+	"pvc.internal/doctor"
 )
 
 // server is a pvcapid of canned answers that remembers what it was asked.
@@ -132,11 +133,14 @@ var commands = []struct {
 	{"timing", "", "", "GET /timing", api.TimingView{Profile: "lan", Worst: []api.WorstCase{{Name: "take_over", Seconds: 3}}}},
 	{"history", "", "--limit 2 --kind fence", "GET /history kind=fence&limit=2", []cluster.Event{{Text: "it was fenced"}}},
 	{"explain", "primary", "", "GET /explain/primary", api.Explanation{What: "primary", Verdict: "fine"}},
+	{"doctor", "", "--remote", "GET /doctor", doctor.Report{Cluster: "demo", Findings: []doctor.Finding{{Check: doctor.CheckClocks, Verdict: doctor.OK, Text: "fine"}}}},
 	{"settings autofailover reset", "", "", "POST /settings/autoFailover/resetCount", api.SettingsAnswer{Message: "reset"}},
 	{"fence list", "", "--node hv3 --limit 3", "GET /fence/hv3 limit=3", api.FencesView{Fences: []cluster.FenceRecord{{Node: "hv3", Stage: cluster.FenceDone}}}},
 	{"fence now", "hv3", "--reason hangs -y --wait-timeout 5s", "POST /fence/hv3 action=fence&reason=hangs", api.FenceAnswer{Message: "ordered"}},
 	{"fence confirm", "hv3", "--reason unplugged --yes --wait-timeout 5s", "POST /fence/hv3 action=confirm&reason=unplugged", api.FenceAnswer{Message: "ordered"}},
 	{"fence cancel", "hv3", "--reason mistake", "POST /fence/hv3 action=cancel&reason=mistake", api.FenceAnswer{Message: "ordered"}},
+	{"fence secret list", "", "", "GET /secrets", []api.SecretView{{Name: "bmc", By: "ada"}}},
+	{"fence secret remove", "bmc", "", "DELETE /secret/bmc", api.Message{Message: "removed"}},
 	{"fence test", "hv3", "--reason new --wait-timeout 5s", "POST /fence/hv3 action=test&reason=new", api.FenceAnswer{Message: "ordered"}},
 }
 
@@ -174,7 +178,7 @@ func askedPath(asked string) string {
 
 // Every command of the program is in the table above, so that none escapes it.
 func TestEveryCommandIsTested(t *testing.T) {
-	tested := map[string]bool{"node watch": true, "version": true, "fence key": true, "fence seal": true}
+	tested := map[string]bool{"node watch": true, "version": true, "fence key": true, "fence seal": true, "fence secret set": true}
 	for _, c := range commands {
 		tested[c.words] = true
 	}

@@ -37,7 +37,7 @@ func (t *terminal) fenceCommand() *cli.Command {
 		{Name: "confirm", Usage: "vouch that a lost node has no power, in place of its fence device", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderConfirm), Flags: ordering(yes)},
 		{Name: "cancel", Usage: "end a fence before power is ordered off, or take an order back", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderCancel), Flags: []cli.Flag{reason}},
 		{Name: "test", Usage: "ask a node's fence devices whether they could be used; no power changes", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderTest), Flags: ordering()},
-		t.fenceKeyCommand(), t.fenceSealCommand(),
+		t.fenceKeyCommand(), t.fenceSealCommand(), t.fenceSecretCommand(),
 	}}
 }
 

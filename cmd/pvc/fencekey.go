@@ -31,9 +31,25 @@ func (t *terminal) fenceKeyCommand() *cli.Command {
 }
 
 func (t *terminal) fenceSealCommand() *cli.Command {
-	return &cli.Command{Name: "seal", Usage: "seal a password, read from the standard input or asked for, as text for password_sealed", Action: t.fenceSeal, Flags: []cli.Flag{
+	return &cli.Command{Name: "seal", Usage: "seal a password, read from the standard input or asked for, as text for password_sealed", Action: t.fenceSeal, Flags: sealingKey()}
+}
+
+// sealingKey are the flags that say for which key is sealed; recipient reads them.
+func sealingKey() []cli.Flag {
+	return []cli.Flag{
 		&cli.StringFlag{Name: "key", Usage: "key `FILE` that shall open it", Value: defaultFenceKey},
-		&cli.StringFlag{Name: "to", Usage: "the key's public half, `age1…`, where the file itself is not at hand"}}}
+		&cli.StringFlag{Name: "to", Usage: "the key's public half, `age1…`, where the file itself is not at hand"}}
+}
+
+func recipient(c *cli.Context) (string, error) {
+	to := c.String("to")
+	if to != "" && c.IsSet("key") {
+		return "", usagef("give --key or --to, not both")
+	}
+	if to != "" {
+		return to, nil
+	}
+	return fencing.Recipient(c.String("key"))
 }
 
 // madeKey is what `pvc fence key` has made; it holds nothing secret.
@@ -94,15 +110,9 @@ func (t *terminal) fenceSeal(c *cli.Context) error {
 	if _, err := format(c); err != nil {
 		return err
 	}
-	recipient := c.String("to")
-	if recipient != "" && c.IsSet("key") {
-		return usagef("give --key or --to, not both")
-	}
-	if recipient == "" {
-		var err error
-		if recipient, err = fencing.Recipient(c.String("key")); err != nil {
-			return err
-		}
+	recipient, err := recipient(c)
+	if err != nil {
+		return err
 	}
 	password, err := t.readPassword(c.Context)
 	if err != nil {
@@ -112,10 +122,15 @@ func (t *terminal) fenceSeal(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	t.noteLong(password)
+	return t.show(c, sealedText{sealed}, func() { t.say("%s", sealed) })
+}
+
+// noteLong says that the password is too long for some devices.
+func (t *terminal) noteLong(password fencing.Secret) {
 	if len(password.Reveal()) > longestIPMIPassword {
 		fmt.Fprintf(t.err, "note: it has more than %d bytes, which a device of type ipmi does not take\n", longestIPMIPassword)
 	}
-	return t.show(c, sealedText{sealed}, func() { t.say("%s", sealed) })
 }
 
 // readPassword asks twice on a terminal, without showing what is written, and

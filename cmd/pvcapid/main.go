@@ -145,7 +145,7 @@ func assembleOver(config zkhandler.Config, s settings.API, log *zap.Logger) (*pa
 	if err != nil {
 		return nil, err
 	}
-	server, err := api.New(apiConfig(s), api.Deps{Store: handler, Details: handler, Initializer: handler, Texts: handler, Faults: faults{handler}, Clock: clock}, log.Named("api"), registry)
+	server, err := api.New(apiConfig(s), api.Deps{Store: handler, Details: handler, Initializer: handler, Texts: handler, Secrets: handler, Faults: faults{handler}, Clock: clock}, log.Named("api"), registry)
 	if err != nil {
 		return nil, err
 	}

@@ -17,8 +17,12 @@ import (
 	"pvc.internal/zkhandler"
 )
 
-// zooKeeperConfig turns the settings' ZooKeeper part into the adapter's.
-func zooKeeperConfig(z settings.ZooKeeper, t cluster.Timing) (zkhandler.Config, error) {
+// zooKeeperConfig turns the settings' ZooKeeper part into the adapter's. A
+// coordinator follows every node's records; a hypervisor, which judges nobody, its
+// own and the cluster's only, or each of a thousand would read a thousand
+// keepalives.
+func zooKeeperConfig(s settings.Node) (zkhandler.Config, error) {
+	z, t := s.ZooKeeper, s.Timing
 	auth, err := zkhandler.ReadDigest(z.Auth.User, z.Auth.PasswordFile)
 	if err != nil {
 		return zkhandler.Config{}, err
@@ -31,6 +35,9 @@ func zooKeeperConfig(z settings.ZooKeeper, t cluster.Timing) (zkhandler.Config, 
 		Servers: z.Servers, Root: z.Root, SessionTimeout: t.SessionTimeout,
 		RequestTimeout: t.KeepaliveInterval * 8 / 10, Auth: auth, Reader: reader, WatchNodes: true,
 		CheckServers: true,
+	}
+	if s.Node.Mode == cluster.Hypervisor {
+		c.WatchNodes, c.WatchNode = false, s.Node.Name
 	}
 	if z.TLS.Set() {
 		c.TLS = &zkhandler.TLSFiles{CA: z.TLS.CA, Cert: z.TLS.Cert, Key: z.TLS.Key, ServerName: z.TLS.ServerName}
@@ -73,9 +80,9 @@ func (programVersion) Collect(context.Context) (map[string]string, error) {
 }
 
 // newFencer makes the fencer, whose attempts are child processes of the guard.
-// promised is the end of this node's last promise to another that it may go on.
-func newFencer(s settings.Node, c agent.Config, store fencing.Store, guard *router.Client, clock cluster.Clock,
-	promised func(cluster.NodeID) cluster.Instant, log *zap.Logger) (agent.Fencer, error) {
+// It asks peers whom it has promised to go on, and a node to stop by itself.
+func newFencer(s settings.Node, c agent.Config, store fenceStore, guard *router.Client, clock cluster.Clock,
+	peers *talk, log *zap.Logger) (agent.Fencer, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
@@ -83,13 +90,37 @@ func newFencer(s settings.Node, c agent.Config, store fencing.Store, guard *rout
 	f, err := fencing.New(fencing.Options{
 		Store:  store,
 		Runner: fencing.Runner{Run: guard.Run, Argv: []string{self, "fence-attempt"}, WallMS: c.WallMS, Owner: cluster.OwnerPrimary},
-		Config: fencingConfig(s),
+		Config: fencingConfig(s).WithSecrets(sealedIn(store)),
 		Owner:  cluster.LockOwner{Version: 1, Node: c.Node, Incarnation: c.Incarnation},
 		NewID:  uuid.NewString, WallMS: c.WallMS, Log: log.Named("fencing"),
-		Clock: clock, StopAfter: s.Timing.StopAfter(), Promised: promised,
+		Clock: clock, StopAfter: s.Timing.StopAfter(), Promised: peers.promised, Soft: peers.soft(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return f, nil
+}
+
+// fenceStore is what the fencer needs of ZooKeeper.
+type fenceStore interface {
+	fencing.Store
+	ReadText(ctx context.Context, k cluster.Key) (cluster.Versioned[string], error)
+}
+
+// sealedIn finds the sealed passwords that the cluster keeps.
+func sealedIn(store fenceStore) fencing.Lookup {
+	return func(ctx context.Context, name string) (string, error) {
+		text, err := store.ReadText(ctx, cluster.Key{Kind: cluster.KeySecret, Name: name})
+		if err != nil {
+			return "", err
+		}
+		if !text.Present {
+			return "", fmt.Errorf("%w: there is none of that name; store it by `pvc fence secret set %s`", cluster.ErrNotFound, name)
+		}
+		record, err := cluster.DecodeSecret(text.Value)
+		if err != nil {
+			return "", fmt.Errorf("%w; store it again by `pvc fence secret set %s`", err, name)
+		}
+		return record.Sealed, nil
+	}
 }

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
 
+	"github.com/urfave/cli/v2"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
@@ -25,6 +27,7 @@ func guardConfig(s settings.Node) guard.Config {
 		Socket:    filepath.Join(s.RunDir, "guard.sock"),
 		StateFile: filepath.Join(s.StateDir, "guard.json"),
 		Addresses: s.Addresses,
+		Services:  s.Services,
 		UseGate:   s.Role.Gate,
 		Grace:     s.Timing.Grace,
 		Margin:    s.Timing.TakerMargin,
@@ -36,6 +39,26 @@ func runGuard(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	c := guardConfig(s)
 	c.SelfFence = selfFence(s, guard.InheritedWatchdog())
 	return guard.Run(ctx, c, proc.BootClock{}, log.Named("guard"))
+}
+
+// refusalPause is between two starts of a guard whose settings are refused.
+const refusalPause = time.Second
+
+// pacedRefusal has a guard whose settings are refused end a moment later. Its
+// unit is restarted after every exit: systemd would close the watchdog's stored
+// descriptor otherwise, which feeds the device once more (I4).
+func pacedRefusal(action cli.ActionFunc) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		err := action(c)
+		var status *exitError
+		if errors.As(err, &status) && status.code == exitSettings {
+			select {
+			case <-c.Done():
+			case <-time.After(refusalPause):
+			}
+		}
+		return err
+	}
 }
 
 // selfFence is how this machine is ended where nothing else ends its work. A
@@ -57,7 +80,7 @@ func selfFence(s settings.Node, inherited int) guard.SelfFence {
 
 // feedStep is package fencing's decision with this node's settings.
 func feedStep(t cluster.Timing, policy string) guard.FeedStep {
-	c := fencing.FeedConfig{StopAfter: t.StopAfter(), Grace: t.Grace, StopWorkOnly: policy != settings.SelfFenceWatchdog}
+	c := fencing.FeedConfig{StopAfter: t.StopAfter(), Grace: t.Grace, StopWorkOnly: policy == settings.SelfFenceStopWork}
 	return func(granted time.Duration, s cluster.FeedState, now cluster.Instant, in cluster.FeedInput) (cluster.FeedState, cluster.FeedOutput) {
 		c := c
 		c.Granted = granted
@@ -65,9 +88,18 @@ func feedStep(t cluster.Timing, policy string) guard.FeedStep {
 	}
 }
 
-// reboot resets this machine at once. Nothing is synced or unmounted: what hangs
-// may be what that would wait for.
+// syncWait is what a reboot leaves for the journal's last words to reach the disk.
+const syncWait = 300 * time.Millisecond
+
+// reboot resets this machine at once. Nothing is unmounted, and no disk is waited
+// for longer than syncWait: what hangs may be what that would wait for.
 func reboot() error {
+	synced := make(chan struct{})
+	go func() { unix.Sync(); close(synced) }() // ends with the machine, if a disk hangs
+	select {
+	case <-synced:
+	case <-time.After(syncWait):
+	}
 	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
 		return fmt.Errorf("reboot(2): %w", err)
 	}

@@ -65,10 +65,21 @@ func TestTheGuardProcess(t *testing.T) {
 		SelfFence: guard.SelfFence{
 			Device: &socketWatchdog{path: filepath.Join(order.Dir, "watchdog"), fd: -1}, Timeout: watchdogTime,
 			Inherited: inherited, Store: guard.NewSystemdStore(), Decide: feedStep(timing, order.Policy),
+			Reboot: rebootsIn(order),
 		},
 	}, clock, log)
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// rebootsIn is a reboot that leaves a file behind in place of itself.
+func rebootsIn(order guardOrder) func() error {
+	if order.Policy != settings.SelfFenceReboot {
+		return nil
+	}
+	return func() error {
+		return errors.Join(os.WriteFile(filepath.Join(order.Dir, "rebooted"), nil, 0o600), errors.New("it is a test"))
 	}
 }
 
@@ -117,6 +128,10 @@ func (d *socketWatchdog) Disarm() error {
 	fd := d.fd
 	d.fd = -1
 	return unix.Close(fd)
+}
+
+func (d *socketWatchdog) Hasten(left time.Duration) error {
+	return d.ask("hasten " + left.String())
 }
 
 func (d *socketWatchdog) Descriptor() int { return d.fd }
@@ -205,7 +220,7 @@ func (h *host) serve(conn net.Conn) {
 	defer conn.Close()
 	defer h.fake.Abandon()
 	for scan := bufio.NewScanner(conn); scan.Scan(); {
-		what := scan.Text()
+		what, argument, _ := strings.Cut(scan.Text(), " ")
 		h.mu.Lock()
 		h.calls[what]++
 		hang := h.hang
@@ -219,6 +234,11 @@ func (h *host) serve(conn net.Conn) {
 			_, err = h.fake.Arm(watchdogTime)
 		case "feed":
 			err = h.fake.Feed()
+		case "hasten":
+			var left time.Duration
+			if left, err = time.ParseDuration(argument); err == nil {
+				err = h.fake.Hasten(left)
+			}
 		case "disarm":
 			err = h.fake.Disarm()
 		}
@@ -474,6 +494,27 @@ func TestAMachineThatOnlyStopsItsWorkLivesOn(t *testing.T) {
 	}
 }
 
+// TestAMachineThatIsToRebootDoes: its work has ended, and it had some.
+func TestAMachineThatIsToRebootDoes(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, settings.SelfFenceReboot, true)
+	rebooted := func() bool { _, err := os.Stat(filepath.Join(h.dir, "rebooted")); return err == nil }
+	h.fed()
+	if err := h.client.Begin(h.ctx(), cluster.RoleDeadline{Owner: cluster.OwnerNode, Deadline: clock.Now().Add(300 * time.Millisecond)}); err != nil {
+		t.Fatal(err)
+	}
+	h.lives() // a node with nothing protected only waits
+	if rebooted() {
+		t.Error("rebooted although nothing was here")
+	}
+	deadline, pid := h.begin(1, 600*time.Millisecond)
+	h.eventually(2*time.Second, "it reboots", rebooted)
+	if early := deadline.Sub(clock.Now()); early > 0 || processLives(pid) {
+		t.Errorf("rebooted %v early, the service lives: %v", early, processLives(pid))
+	}
+	h.bitten(deadline.Add(watchdogTime)) // of a machine that does not reboot
+}
+
 // TestAGuardThatFollowsFeedsOn: adopted without a feeding by the way, or opened
 // again where nothing was stored.
 func TestAGuardThatFollowsFeedsOn(t *testing.T) {
@@ -551,6 +592,67 @@ func TestDisarmedOnlyByTheAgentsWordAndTheGuardsEnd(t *testing.T) {
 	h.start()
 	h.fed()
 	h.lives()
+}
+
+// TestAGuardWhoseLedgerIsLost takes nothing over, and feeds nothing before all is
+// verified gone: what had been given up must stay that (I4).
+func TestAGuardWhoseLedgerIsLost(t *testing.T) {
+	for _, policy := range []string{settings.SelfFenceWatchdog, settings.SelfFenceStopWork} {
+		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t, policy, true)
+			h.fed()
+			_, pid := h.begin(1, time.Minute)
+			h.kill()
+			if err := os.Remove(filepath.Join(h.dir, "guard.sock.held")); err != nil {
+				t.Fatal(err)
+			}
+			bound := clock.Now().Add(watchdogTime)
+			h.start()
+			h.eventually(2*time.Second, "the service ends", func() bool { return !processLives(pid) })
+			err := h.client.Begin(h.ctx(), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 2, Deadline: clock.Now().Add(time.Minute)})
+			if !errors.Is(err, cluster.ErrRefused) {
+				t.Errorf("a role by a right that nobody knows: %v, want ErrRefused", err)
+			}
+			if policy == settings.SelfFenceWatchdog {
+				h.bitten(bound)
+				return
+			}
+			h.fed()
+			h.lives()
+			if _, pid := h.begin(2, time.Minute); !processLives(pid) || h.called("arm") != 1 {
+				t.Errorf("work lives: %v, armed %d times", processLives(pid), h.called("arm"))
+			}
+		})
+	}
+}
+
+// TestAFeedingThatComesLateIsTakenBack: it was decided within the right, and
+// reaches the device after that, as of a guard that was stopped in its middle.
+// Others count from the right's end all the same (I4).
+func TestAFeedingThatComesLateIsTakenBack(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, settings.SelfFenceWatchdog, true)
+	h.fed()
+	deadline, _ := h.begin(1, 1500*time.Millisecond)
+	hang := make(chan struct{})
+	h.mu.Lock()
+	h.hang = hang
+	before := h.calls["feed"]
+	h.mu.Unlock()
+	h.eventually(time.Second, "a feeding is under way", func() bool { return h.called("feed") > before })
+	if clock.Now() >= deadline {
+		t.Skip("this host is too slow: the feeding came after the right's end")
+	}
+	h.eventually(3*time.Second, "the right is over", func() bool { return clock.Now() > deadline.Add(300*time.Millisecond) })
+	h.mu.Lock()
+	h.hang = nil
+	h.mu.Unlock()
+	close(hang)
+	h.bitten(deadline.Add(watchdogTime))
+	if h.called("hasten") != 1 {
+		t.Errorf("taken back %d times", h.called("hasten"))
+	}
 }
 
 // TestADeviceThatHangsHoldsUpNobody: the guard answers, the role ends when it

@@ -25,8 +25,8 @@ import (
 // version is set by the linker.
 var version = "unknown"
 
-// The exit statuses. The unit does not restart after exitSettings: the next
-// start would read the same file.
+// The exit statuses. After exitSettings the units of the daemons do not restart,
+// since the next start would read the same file; the guard's does (pacedRefusal).
 const (
 	exitOK       = 0
 	exitFailed   = 1
@@ -123,7 +123,7 @@ func guardCommand() *cli.Command {
 		Usage:        "hold the effects of the primary role and end them at their deadline",
 		Flags:        []cli.Flag{configFlag()},
 		OnUsageError: usageError,
-		Action:       withSettings(runGuard),
+		Action:       pacedRefusal(withSettings(runGuard)),
 		Subcommands: []*cli.Command{{
 			Name:         "sweep",
 			Usage:        "end what a guard that died left behind, then exit",
@@ -212,7 +212,7 @@ func checkConfig(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := zooKeeperConfig(s.ZooKeeper, s.Timing); err != nil {
+	if _, err := zooKeeperConfig(s); err != nil {
 		return &exitError{code: exitSettings, err: fmt.Errorf("%s: %w", path, err)}
 	}
 	expiry, err := checkIdentity(s)

@@ -10,6 +10,7 @@ import (
 	"pvc.internal/agent"
 	"pvc.internal/cluster"
 	"pvc.internal/cmd/settings"
+	"pvc.internal/fencing"
 	"pvc.internal/peer"
 )
 
@@ -76,6 +77,26 @@ func (t *talk) start(ctx context.Context) (end func()) {
 // promised is the end of this node's last promise to another that it may go on
 // with its work; it is asked by fences only, and so after the agent is set.
 func (t *talk) promised(n cluster.NodeID) cluster.Instant { return t.agent.Promised(n) }
+
+// soft is how a fencer asks a node to stop by itself; nil where nodes do not talk
+// directly.
+func (t *talk) soft() fencing.Soft {
+	if t.node == nil { // an interface that holds a nil pointer is not nil
+		return nil
+	}
+	return softly{t}
+}
+
+// softly asks through the agent, which is set before anything is fenced.
+type softly struct{ t *talk }
+
+// Answers implements fencing.Soft.
+func (s softly) Answers(n cluster.NodeID) bool { return s.t.agent.Answers(n) }
+
+// Stop implements fencing.Soft.
+func (s softly) Stop(ctx context.Context, r cluster.FenceRecord) error {
+	return s.t.agent.AskToStop(ctx, r)
+}
 
 // status is this node's answer to a probe.
 func (t *talk) status() peer.Status {

@@ -33,6 +33,14 @@ func certified(t *testing.T, authority, node string, days int) (section, folder 
 	return fmt.Sprintf("peer: {listen: \"10.0.0.1:7371\", tls: {ca: %s, cert: %s, key: %s}}\n", f.CA, f.Cert, f.Key), folder
 }
 
+// Where nodes do not talk nobody is asked to stop: the fencer has nobody to ask
+// through, and not one that holds nothing.
+func TestNobodyIsAskedToStopWithoutPeers(t *testing.T) {
+	if soft := (&talk{}).soft(); soft != nil {
+		t.Errorf("%T", soft)
+	}
+}
+
 // What is wrong with a certificate is said before the daemon starts with it.
 func TestConfigCheckLooksAtTheCertificate(t *testing.T) {
 	demo, other := authority(t, "demo"), authority(t, "other")

@@ -38,7 +38,7 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	}
 	defer folder.Close()
 	clock := proc.BootClock{}
-	zkConfig, err := zooKeeperConfig(s.ZooKeeper, s.Timing)
+	zkConfig, err := zooKeeperConfig(s)
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	fencer, err := newFencer(s, config, handler, guard, clock, peers.promised, log)
+	fencer, err := newFencer(s, config, handler, guard, clock, peers, log)
 	if err != nil {
 		return err
 	}

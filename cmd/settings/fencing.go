@@ -33,6 +33,7 @@ type Device struct {
 	User           string        `yaml:"user"`            // ipmi, redfish
 	PasswordFile   string        `yaml:"password_file"`   // first line; read at each attempt
 	PasswordSealed string        `yaml:"password_sealed"` // in place of password_file
+	PasswordSecret string        `yaml:"password_secret"` // likewise: its name in ZooKeeper
 	CipherSuite    int           `yaml:"cipher_suite"`    // ipmi, default 3
 	Timeout        time.Duration `yaml:"timeout"`         // one attempt, off and verified; default 20 s
 	Poll           time.Duration `yaml:"poll"`            // between reads of the power state; default 0.5 s

@@ -9,12 +9,14 @@ type Watchdog struct {
 	TrustSoft  bool          `yaml:"trust_softdog"` // a software watchdog's bound is a dead-proof, too
 }
 
-// The values of Node.SelfFence: what a cut-off node does once its work has to
-// be over.
+// The values of Node.SelfFence: what a node that had protected work or a role
+// does once its right to them has ended. It always stops them first, and where
+// that is not verified within the grace its watchdog, if it has one, is not fed
+// any more, whatever is set.
 const (
-	SelfFenceStopWork = "stop-work" // stop it; a reset only where that is not verified
-	SelfFenceReboot   = "reboot"    // and reboot
-	SelfFenceWatchdog = "watchdog"  // and let the watchdog reset the machine
+	SelfFenceStopWork = "stop-work" // nothing more: it lives on
+	SelfFenceReboot   = "reboot"    // it reboots as well, with a watchdog or without
+	SelfFenceWatchdog = "watchdog"  // it lets its watchdog reset it as well
 )
 
 // checkSelfFence judges self_fence and the watchdog.

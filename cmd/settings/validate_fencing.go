@@ -108,7 +108,7 @@ func (s Device) with(r *report, at string, d Device) Device {
 
 // empty reports whether nothing is set.
 func (s Device) empty() bool {
-	return s.Type == "" && s.Address == "" && s.User == "" && s.PasswordFile == "" && s.PasswordSealed == "" && s.CipherSuite == 0 &&
+	return s.Type == "" && s.Address == "" && s.User == "" && s.PasswordFile == "" && s.PasswordSealed == "" && s.PasswordSecret == "" && s.CipherSuite == 0 &&
 		s.Timeout == 0 && s.Poll == 0 && s.System == "" && s.Auth == "" && s.CAFile == "" && s.Fingerprint == "" && !s.Insecure &&
 		s.Agent == "" && s.PasswordOption == "" && len(s.Argv) == 0
 }
@@ -119,11 +119,14 @@ func checkDevice(r *report, key string, d Device, secrets FenceSecrets) {
 	if controller && d.Address == "" {
 		r.refuse(key+".address", "is missing: host or host:port of the device")
 	}
-	if controller && d.PasswordFile == "" && d.PasswordSealed == "" {
+	if controller && d.PasswordFile == "" && d.PasswordSealed == "" && d.PasswordSecret == "" {
 		r.refuse(key+".password_file", "is missing: a file whose first line is the device's password")
 	}
 	if d.PasswordSealed != "" && secrets.KeyFile == "" {
 		r.refuse(key+".password_sealed", "cannot be opened: name the key's file in fencing.secrets.key_file, or use password_file")
+	}
+	if d.PasswordSecret != "" && secrets.KeyFile == "" {
+		r.refuse(key+".password_secret", "cannot be opened: name the key's file in fencing.secrets.key_file, or use password_file")
 	}
 	if d.PasswordFile != "" {
 		checkFolder(r, key+".password_file", d.PasswordFile)

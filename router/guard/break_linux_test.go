@@ -257,6 +257,7 @@ func TestAFullRunFolderIsNotTheEndOfTheGuard(t *testing.T) {
 	if alive(pid) || c.kernelHas(all...) != 0 {
 		t.Errorf("of what no deadline is known: hook alive %v, %d addresses", alive(pid), c.kernelHas(all...))
 	}
+	c.beginNode(2 * time.Second) // the right that the earlier guard knew of is not known
 	c.begin(2, 2*time.Second, all...)
 	if s := c.state(); len(s.Faults) != 1 || !strings.Contains(s.Faults[0], "ledger") {
 		t.Errorf("faults %q, want one about the ledger", s.Faults)

@@ -55,6 +55,10 @@ type Config struct {
 	// Addresses are this cluster's floating addresses: the gate stands before
 	// them from the guard's start on. Present may name further ones.
 	Addresses []cluster.FloatingAddress
+	// Services are what the primary role may run here. The guard starts none by
+	// itself: units among them are ended where nobody knows what was running,
+	// since only the ledger tells of a unit that a role has started.
+	Services []cluster.ServiceSpec
 	// UseGate is false only where there is no nftables.
 	UseGate bool
 	// Table is the gate's nftables table; default "pvc_gate".
@@ -289,6 +293,13 @@ func (g *Guard) restore(ctx context.Context) error {
 	l, held, err := openLedger(g.cfg.ledgerPath())
 	if err != nil { // nothing is known to be held, so all that is found is ended
 		g.fault("ledger", fmt.Sprintf("a guard that is started after this one will end all that this one holds: %v", err))
+	}
+	if held.BootID == "" && g.cfg.servedThisBoot() {
+		held = g.cfg.unknown(g.clock.Now())
+		g.log.Error("the ledger of an earlier guard is lost: all that is found of it is ended, and this node's right with it", zap.String("ledger", g.cfg.ledgerPath()))
+	}
+	if err := g.cfg.markBoot(); err != nil {
+		g.fault("boot mark", fmt.Sprintf("a lost ledger would not be noticed by the next guard; make that folder writable: %v", err))
 	}
 	g.mu.Lock()
 	g.ledger = l

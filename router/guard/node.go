@@ -148,6 +148,29 @@ func (g *Guard) feedInput() cluster.FeedInput {
 	return in
 }
 
+// feedUntil is until when a feeding is right: Forever with nothing protected
+// here. Unlike feedInput it takes nothing away, so that it may be asked between
+// a decision and its effect, and after that; what was missed by the last
+// decision tells it, too.
+func (g *Guard) feedUntil() cluster.Instant {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	here := !g.looked.Load() || g.leftovers != "" && g.leftByLapse
+	for _, r := range g.roles {
+		here = here || r.protected()
+	}
+	for _, e := range g.ending {
+		here = here || e.role.protected()
+	}
+	switch {
+	case g.node.missed:
+		return g.node.ended
+	case here:
+		return g.node.until
+	}
+	return cluster.Forever
+}
+
 // setFeed takes the state of the feeding over, and writes it down where more
 // than the last feeding changed.
 func (g *Guard) setFeed(s cluster.FeedState) {

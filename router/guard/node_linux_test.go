@@ -205,7 +205,7 @@ func TestABootAfterAPowerLossLeavesNothingOfTheRole(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			if err := boot(b); err != nil {
+			if err := errors.Join(boot(b), os.WriteFile(b.cfg.markPath(), []byte("another\n"), 0o600)); err != nil {
 				t.Fatal(err)
 			}
 			b.start()

@@ -74,6 +74,10 @@ func sweepGate(cfg Config) error {
 // roles out of the ledger.
 func sweepServices(cfg Config) error {
 	l, held, unread := openLedger(cfg.ledgerPath())
+	lost := held.BootID == "" && cfg.servedThisBoot()
+	if lost {
+		held.Roles = cfg.unknown(cluster.Never).Roles // the units of one whose ledger is lost
+	}
 	u := newUnits()
 	defer u.close()
 	err := endHeld(context.Background(), held.Roles, u, cfg.SlicePath, proc.Services(cfg.SlicePath))
@@ -81,7 +85,7 @@ func sweepServices(cfg Config) error {
 		return errors.Join(err, unread)
 	}
 	defer l.close()
-	if err != nil {
+	if err != nil || lost { // which the next guard has to find as well
 		return err
 	}
 	held.Roles = nil // the rest stays: a machine that is not fed any more never is (I3)

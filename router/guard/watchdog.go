@@ -28,6 +28,9 @@ type Watchdog interface {
 	// nothing.
 	Adopt(fd int, timeout time.Duration) (granted time.Duration, err error)
 	Feed() error
+	// Hasten has the open device reset the machine within left, in whole seconds
+	// and at least one, unless Feed comes before, which restores the time-out.
+	Hasten(left time.Duration) error
 	// Disarm stops and closes it; after cluster.ErrWatchdogRuns it runs on, open.
 	Disarm() error
 	// Descriptor is the open one, −1 without.
@@ -58,8 +61,8 @@ type SelfFence struct {
 	// store; below 3: none.
 	Inherited int
 	Store     DescriptorStore // nil: there is none
-	// Reboot resets the machine at once, where something that was to end is not
-	// verified gone in time. It does not return, or why not. Nil: nobody does.
+	// Reboot resets the machine at once, where the decision is to feed it no more.
+	// It does not return, or why not. Nil: nobody does.
 	Reboot func() error
 }
 
@@ -96,11 +99,22 @@ const (
 // An adopted device goes on in the state that was written down. Each state is
 // written down before its effect, so that the next guard never feeds what this
 // one had given up.
+//
+// Nobody may feed once the right is over (I4: others reckon from its end), but
+// between a decision and its effect this process may be stopped for any time,
+// and the kernel offers no feeding with a condition. So the clock is read again
+// right before the call. What is left are the instructions from there into the
+// kernel: who was stopped in these, or hung in the device, has fed once late, by
+// which the device would bite up to a second W later than others count. It is
+// read a third time after the call, therefore, and a late feeding is taken back:
+// the device is given only what is left until the right's end + W. That it is
+// taken back in time needs no luck: past that instant this machine would not run.
 type feeder struct {
 	c     SelfFence
 	clock cluster.Clock
 	log   *zap.Logger
 	input func() cluster.FeedInput   // what the guard knows; asked once for each decision
+	until func() cluster.Instant     // until when a feeding is right; asked at any time
 	write func(cluster.FeedState)    // writes it down
 	fault func(subject, text string) // Guard.fault
 	blank bool                       // what an earlier guard wrote down cannot be read
@@ -130,7 +144,7 @@ func (g *Guard) startFeeding(remembered bool) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f := newFeeder(g.cfg.SelfFence, g.clock, g.log.Named("watchdog"))
-	f.input, f.write, f.fault, f.blank, f.end = g.feedInput, g.setFeed, g.fault, !remembered, cancel
+	f.input, f.until, f.write, f.fault, f.blank, f.end = g.feedInput, g.feedUntil, g.setFeed, g.fault, !remembered, cancel
 	g.mu.Lock()
 	f.state = g.feed
 	g.feeder = f
@@ -143,7 +157,7 @@ func newFeeder(c SelfFence, clock cluster.Clock, log *zap.Logger) *feeder {
 	if c.Device == nil {
 		c.Device = noDevice{}
 	}
-	return &feeder{c: c, clock: clock, log: log, news: make(chan struct{}, 1), ended: make(chan struct{})}
+	return &feeder{c: c, clock: clock, log: log, until: func() cluster.Instant { return cluster.Forever }, news: make(chan struct{}, 1), ended: make(chan struct{})}
 }
 
 // poke has it decide again soon. It never waits. Nil does nothing.
@@ -270,7 +284,9 @@ func (f *feeder) step() cluster.Instant {
 	f.become(next)
 	switch out.Action {
 	case cluster.FeedFeed:
-		f.feed()
+		if !f.feed() {
+			return f.clock.Now() // decided anew
+		}
 	case cluster.FeedStop:
 		return f.starve(now)
 	case cluster.FeedDisarm:
@@ -309,6 +325,9 @@ func (f *feeder) stepUnarmed(now cluster.Instant, in cluster.FeedInput) cluster.
 
 // arm opens the device. ran: an earlier guard had armed it.
 func (f *feeder) arm(now cluster.Instant, ran bool) cluster.Instant {
+	if f.late() {
+		return now // to open it feeds it; decided anew
+	}
 	var granted time.Duration
 	var err error
 	f.call(func() { granted, err = f.c.Device.Arm(f.c.Timeout) })
@@ -325,6 +344,7 @@ func (f *feeder) arm(now cluster.Instant, ran bool) cluster.Instant {
 	state.Unstoppable = runs || f.state.Unstoppable
 	f.become(state)
 	f.keep()
+	f.takeBack()
 	text := ""
 	if runs { // not as it was asked for, but it resets the machine unless it is fed
 		text = fmt.Sprintf("the watchdog runs, but: %v", err)
@@ -361,8 +381,37 @@ func (f *feeder) keep() {
 	f.publish()
 }
 
-// feed feeds the device. One that fails is tried again when the next is due.
-func (f *feeder) feed() {
+// late reports whether the right on which a feeding rests is over by now.
+func (f *feeder) late() bool {
+	until := f.until() // before the clock: who is stopped in between finds it late
+	return f.clock.Now() >= until
+}
+
+// takeBack has the device bite when it would have, had the feeding that was just
+// made not come after the end of the right. It reports whether that was so.
+func (f *feeder) takeBack() bool {
+	until := f.until()
+	now := f.clock.Now()
+	if now < until {
+		return false
+	}
+	left := until.Add(f.granted).Sub(now)
+	var err error
+	f.call(func() { err = f.c.Device.Hasten(left) })
+	f.log.Error("watchdog was fed late: this process was stopped in the middle of it", zap.Duration("late", now.Sub(until)), zap.Duration("resets_within", left), zap.Error(err))
+	if err != nil {
+		f.fault("watchdog feeding", fmt.Sprintf("the watchdog was fed %v after this node's right had ended, which cannot be taken back: others may take this machine for reset up to %v too early: %v",
+			now.Sub(until), f.granted, err))
+	}
+	return true
+}
+
+// feed feeds the device unless it is too late for that; false: it was. One that
+// fails is tried again when the next is due.
+func (f *feeder) feed() bool {
+	if f.late() {
+		return false
+	}
 	var err error
 	f.call(func() { err = f.c.Device.Feed() })
 	text := ""
@@ -370,6 +419,7 @@ func (f *feeder) feed() {
 		text = fmt.Sprintf("the watchdog may not have been fed: %v", err)
 	}
 	f.fault("watchdog feeding", text)
+	return !f.takeBack()
 }
 
 // starve says that the machine is to reset, and resets it where that is asked for.
@@ -466,5 +516,6 @@ func (noDevice) Info() (cluster.WatchdogInfo, error)             { return cluste
 func (noDevice) Arm(t time.Duration) (time.Duration, error)      { return t, nil }
 func (noDevice) Adopt(int, time.Duration) (time.Duration, error) { return 0, cluster.ErrRefused }
 func (noDevice) Feed() error                                     { return nil }
+func (noDevice) Hasten(time.Duration) error                      { return nil }
 func (noDevice) Disarm() error                                   { return nil }
 func (noDevice) Descriptor() int                                 { return -1 }

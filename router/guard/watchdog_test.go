@@ -54,6 +54,8 @@ func decideShortly(granted time.Duration, s cluster.FeedState, now cluster.Insta
 // of both, in order.
 type devices struct {
 	armErr, adoptErr, feedErr, disarmErr error
+	hastenErr                            error
+	stall                                func()        // if set, each feeding comes after it
 	hangs                                chan struct{} // if set, each call waits for it
 
 	mu      sync.Mutex
@@ -115,8 +117,11 @@ func (d *devices) Adopt(fd int, t time.Duration) (time.Duration, error) {
 
 func (d *devices) Feed() error {
 	d.mu.Lock()
-	hangs := d.hangs
+	hangs, stall := d.hangs, d.stall
 	d.mu.Unlock()
+	if stall != nil {
+		stall()
+	}
 	if hangs != nil {
 		d.note("feed hangs")
 		<-hangs
@@ -131,6 +136,11 @@ func (d *devices) Disarm() error {
 		d.fd = -1
 	}
 	return d.disarmErr
+}
+
+func (d *devices) Hasten(left time.Duration) error {
+	d.note("hasten %v", left)
+	return d.now(&d.hastenErr)
 }
 
 func (d *devices) Descriptor() int   { return d.fd }
@@ -207,6 +217,69 @@ func (m *machine) want(when, want string) {
 	if got := m.told(); got != want {
 		m.t.Errorf("%s: %q, want %q", when, got, want)
 	}
+}
+
+// TestNothingIsFedPastTheRightsEnd: a feeding is decided within the right, and
+// the guard is stopped before it is made, or in its middle.
+func TestNothingIsFedPastTheRightsEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, within time.Duration // of a stop
+		after          string
+	}{
+		"not stopped":              {after: "feed"},
+		"stopped before":           {before: time.Second, after: "write holding"},
+		"stopped within":           {within: time.Second, after: "feed, hasten 7.5s, write holding"},
+		"stopped for a while only": {before: 200 * time.Millisecond, within: 200 * time.Millisecond, after: "feed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := newMachine(t, SelfFence{}, cluster.FeedState{})
+				right := m.f.clock.Now().Add(2500 * time.Millisecond)
+				m.f.until = func() cluster.Instant { return right }
+				write, decided := m.f.write, cluster.Never
+				m.f.write = func(s cluster.FeedState) {
+					write(s)
+					if decided != cluster.Never && s.Fed != decided { // the second feeding, after a quarter of W
+						time.Sleep(c.before)
+					}
+					decided = s.Fed
+				}
+				m.start()
+				m.know(func(in *cluster.FeedInput) { in.ProtectedWork, in.PromisesUntil = true, right })
+				m.told()
+				m.devices.mu.Lock()
+				m.stall = func() { time.Sleep(c.within) }
+				m.devices.mu.Unlock()
+				time.Sleep(2450 * time.Millisecond)
+				if c.before+c.within >= 500*time.Millisecond {
+					time.Sleep(time.Second)
+				}
+				m.want(name, c.after)
+				m.f.end()
+				<-m.f.ended
+			})
+		})
+	}
+}
+
+// TestALateFeedingThatCannotBeTakenBackIsTold to whoever relies on the bound.
+func TestALateFeedingThatCannotBeTakenBackIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, SelfFence{}, cluster.FeedState{})
+		m.hastenErr = unix.EOPNOTSUPP
+		right := m.f.clock.Now().Add(2500 * time.Millisecond)
+		m.f.until = func() cluster.Instant { return right }
+		m.start()
+		m.devices.mu.Lock()
+		m.stall = func() { time.Sleep(time.Second) }
+		m.devices.mu.Unlock()
+		time.Sleep(4 * time.Second)
+		if text := m.faultOf("watchdog feeding"); !strings.Contains(text, "cannot be taken back") || !strings.Contains(text, "500ms after") {
+			t.Errorf("told %q", text)
+		}
+		m.f.end()
+		<-m.f.ended
+	})
 }
 
 func TestFedUntilItIsGivenUpAndWrittenDownBefore(t *testing.T) {

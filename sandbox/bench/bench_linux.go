@@ -40,7 +40,7 @@ func parts() []part {
 		{"keepalived", "the same faults under keepalived, on the same bridges", measureKeepalived},
 		{"guard", "the guard stopped between its deadline check and the kernel", measureGuard},
 		{"loss", "power loss and link down: silence, time to verified power-off", measureLoss},
-		{"fence", "power loss: claimed, verified off, roles and records clean", measureFence},
+		{"fence", "power loss: claimed, verified off, roles and records clean; cold start", measureFence},
 		{"twice", "kill -9 and SIGSTOP: answers given twice", measureTwice},
 		{"zkleader", "the ZooKeeper leader killed: the address stays", measureZooKeeperLeader},
 		{"restart", "the agent killed and back after 200 ms: nothing moves", measureRestart},

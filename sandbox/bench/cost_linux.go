@@ -66,15 +66,46 @@ func since(all []watched, took time.Duration) (percent, resident []float64, err 
 	return percent, resident, nil
 }
 
+// afterGain is how long after the role was gained the cost at rest begins. A new
+// primary tests the fence device of each node once, 10 s after it has gained the
+// role, and writes down what it found: a few writes for each hand-over, which in
+// the minute that is measured would count as if there were as many in every one.
+const afterGain = 30 * time.Second
+
+// atRest waits until the role has been where it is for afterGain, and all nodes
+// have come to rest.
+func (l *lab) atRest(ctx context.Context) error {
+	for {
+		if err := l.WaitConverged(ctx); err != nil {
+			return err
+		}
+		left := l.gained().Add(afterGain).Sub(now())
+		if left <= 0 {
+			return nil
+		}
+		if err := pause(ctx, left); err != nil {
+			return err
+		}
+	}
+}
+
+// gained is when the role's present epoch was first seen; Never: none was.
+func (l *lab) gained() cluster.Instant {
+	at, epoch := cluster.Never, cluster.Epoch(0)
+	for _, e := range l.History().Entries() {
+		if e.Kind == sandbox.KindLease && e.Node != "" && e.Epoch != epoch {
+			at, epoch = e.At, e.Epoch
+		}
+	}
+	return at
+}
+
 func measureCost(ctx context.Context, b *bench) error {
 	l, err := b.cluster(ctx, sandbox.Options{})
 	if err != nil {
 		return err
 	}
-	if err := l.WaitConverged(ctx); err != nil {
-		return err
-	}
-	if err := pause(ctx, 5*time.Second); err != nil { // what registration left to do
+	if err := l.atRest(ctx); err != nil {
 		return err
 	}
 	agents, err := l.watch(ctx, "agent")

@@ -113,7 +113,7 @@ func (r *rivals) start(ctx context.Context, n *sandbox.Node) error {
 	defer log.Close()
 	//nolint:noctx // it lives as long as the node
 	cmd := exec.Command("nsenter", "-t", fmt.Sprint(pid), "-n", "-p", "-m", "-u", "--", "keepalived", "--dont-fork", "--vrrp", "--log-console",
-		"--use-file", r.configPath(n), "--pid", filepath.Join(n.Dir, "keepalived.pid"), "--vrrp_pid", filepath.Join(n.Dir, "vrrp.pid"))
+		"--use-file", r.configPath(n), "--pid", pidPath(n), "--vrrp_pid", vrrpPath(n))
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start keepalived on %s: %w", n.Plan.Name, err)
@@ -143,28 +143,46 @@ func (r *rivals) cycle(ctx context.Context, n *sandbox.Node) error {
 	if err := n.Off(); err != nil {
 		return err
 	}
-	if err := n.On(); err != nil {
+	// As on a real machine, whose /run is gone: a number in them may be that of
+	// another process by now, and keepalived would not start.
+	if err := errors.Join(removed(pidPath(n)), removed(vrrpPath(n)), n.On()); err != nil {
 		return err
 	}
 	return r.start(ctx, n)
 }
 
-// holders are the nodes whose kernel holds all addresses now.
+func pidPath(n *sandbox.Node) string  { return filepath.Join(n.Dir, "keepalived.pid") }
+func vrrpPath(n *sandbox.Node) string { return filepath.Join(n.Dir, "vrrp.pid") }
+
+// removed removes a file that need not be there.
+func removed(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// holders are the nodes whose kernel holds all addresses now. What is seen
+// counts by address, since one may be told twice; a node that lost its power
+// holds none, whether its end was seen or not.
 func (r *rivals) holders() []cluster.NodeID {
-	held := map[cluster.NodeID]int{}
+	held := map[cluster.NodeID]map[string]bool{}
 	for _, e := range r.History().Entries() {
-		if e.Kind != sandbox.KindHeld {
-			continue
-		}
-		if e.On {
-			held[e.Node]++
-		} else {
-			held[e.Node]--
+		switch {
+		case e.Kind == sandbox.KindPower:
+			delete(held, e.Node)
+		case e.Kind != sandbox.KindHeld:
+		case !e.On:
+			delete(held[e.Node], e.Addr)
+		case held[e.Node] == nil:
+			held[e.Node] = map[string]bool{e.Addr: true}
+		default:
+			held[e.Node][e.Addr] = true
 		}
 	}
 	var out []cluster.NodeID
 	for _, n := range r.Nodes() {
-		if held[n.Plan.Name] == len(sandbox.FloatingAddresses()) && n.Powered() {
+		if len(held[n.Plan.Name]) == len(sandbox.FloatingAddresses()) && n.Powered() {
 			out = append(out, n.Plan.Name)
 		}
 	}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"net"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,11 +21,16 @@ import (
 )
 
 // simulatedNodes is how many nodes write keepalives, each in a session of its
-// own; simulatedObservers is how many look at all of them.
+// own; simulatedObservers is how many look at all of them, as coordinators do.
 const (
 	simulatedNodes     = 1000
 	simulatedObservers = 3
 )
+
+// joinAtOnce is how many nodes register at a time. All at once would ask more of
+// the servers than they give within a request's deadline: connections are then
+// left and made again, which costs more than what they were to carry.
+const joinAtOnce = 8
 
 // measureNodes has a thousand nodes write their keepalives to the three servers
 // while three coordinators look at all of them.
@@ -32,6 +40,7 @@ func measureNodes(ctx context.Context, b *bench) error {
 		return err
 	}
 	l.key = "" // its tree is used up afterwards
+	defer ordinaryRuntime()()
 	e, err := l.ensemble(ctx, cluster.ProfileLAN())
 	if err != nil {
 		return err
@@ -41,12 +50,22 @@ func measureNodes(ctx context.Context, b *bench) error {
 	if err := crowd.gather(ctx, b); err != nil {
 		return err
 	}
+	observers, err := crowd.observe(ctx, b)
+	if err != nil {
+		return err
+	}
 	if err := pause(ctx, 10*time.Second); err != nil { // what gathering left to do
 		return err
+	}
+	if err := crowd.steady(ctx); err != nil { // measured all the same: what is missed says so
+		b.say("   %v", err)
 	}
 	over := b.observed(60*time.Second, 20*time.Second)
 	crowd.begin()
 	reads := crowd.reads.Load()
+	for _, o := range observers {
+		e.wg.Go(func() { o.look(e.life) })
+	}
 	if err := pause(ctx, over); err != nil {
 		return err
 	}
@@ -62,7 +81,35 @@ func measureNodes(ctx context.Context, b *bench) error {
 	b.add(figure("keepalives not acknowledged", "", []float64{float64(failed)}, atMost(0)), "")
 	b.add(figure("an observer's reads for each keepalive", "", []float64{float64(reads) / simulatedObservers / float64(len(took))}, atMost(1.2)),
 		fmt.Sprintf("%d observers of all nodes", simulatedObservers))
+	b.addLooks(observers)
 	return nil
+}
+
+// addLooks files what the observers made of it.
+func (b *bench) addLooks(observers []*observer) {
+	var looks, worse []float64
+	for _, o := range observers {
+		took, wrong := o.found()
+		looks, worse = append(looks, took...), append(worse, wrong)
+	}
+	b.add(figure("detector and failover, one look at a thousand nodes", "ms", looks, limit{}.medianAtMost(1)), "time of the processor, under that load")
+	b.add(figure("nodes taken for lost, by observer", "", worse, atMost(0)), "")
+}
+
+// ordinaryRuntime undoes, until the function that it returns is called, what the
+// sandbox's prober asks of Go's runtime: a bounded heap that is collected only at
+// its bound, and processors to spare. A thousand sessions' buffers alone are some
+// 2 GiB, nearly all of it never touched, so that the collector would run without
+// an end; and nothing is probed here that could suffer.
+func ordinaryRuntime() (restore func()) {
+	percent := debug.SetGCPercent(100)
+	bound := debug.SetMemoryLimit(math.MaxInt64)
+	processors := runtime.GOMAXPROCS(runtime.NumCPU())
+	return func() {
+		runtime.GOMAXPROCS(processors)
+		debug.SetMemoryLimit(bound)
+		debug.SetGCPercent(percent)
+	}
 }
 
 // crowd is the simulated nodes and who looks at them.
@@ -71,6 +118,7 @@ type crowd struct {
 	reads atomic.Int64 // requests to read of all observers
 
 	mu        sync.Mutex
+	members   []*zkhandler.Handler
 	measuring bool
 	took      []float64 // ms
 	failed    int
@@ -91,48 +139,70 @@ func (c *crowd) gather(ctx context.Context, b *bench) error {
 		return err
 	}
 	began := time.Now()
-	sem, errs := make(chan struct{}, 64), make([]error, simulatedNodes)
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	places := make(chan struct{}, joinAtOnce)
 	var wg sync.WaitGroup
 	for i := range simulatedNodes {
+		places <- struct{}{}
+		if err := c.steady(ctx); err != nil {
+			giveUp(fmt.Errorf("after %d of %d nodes and %.0f s: %w", i, simulatedNodes, time.Since(began).Seconds(), err))
+			break
+		}
 		wg.Go(func() {
-			sem <- struct{}{}
-			defer func() { <-sem }()
-			errs[i] = c.join(ctx, i)
+			defer func() { <-places }()
+			if err := c.join(ctx, i); err != nil {
+				giveUp(fmt.Errorf("after %d of %d nodes and %.0f s: %w", i, simulatedNodes, time.Since(began).Seconds(), err))
+			}
 		})
 	}
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	b.say("   %d nodes have registered after %.0f s", simulatedNodes, time.Since(began).Seconds())
-	for i := range simulatedObservers {
-		w := newWire(c.e.inside)
-		h, err := zkhandler.New(zkhandler.Config{Servers: c.e.servers[i%len(c.e.servers):], Root: "/", SessionTimeout: c.e.timing.SessionTimeout,
-			RequestTimeout: c.e.timing.RequestTimeout(), Dial: c.counted(w.dial), WatchNodes: true}, proc.BootClock{}, c.e.log.Named("observer"), nil)
-		if err != nil {
-			return err
-		}
-		c.e.wg.Go(func() { _ = h.Run(c.e.life) })
-	}
 	return nil
 }
 
-// join registers one node and has it write keepalives until the ensemble is closed.
+// steady waits, for half a minute at most, until nearly all who have joined are
+// connected: where the servers cannot keep up, more nodes only make it worse.
+func (c *crowd) steady(ctx context.Context) error {
+	return await(ctx, 30*time.Second, func() error {
+		c.mu.Lock()
+		members := c.members
+		c.mu.Unlock()
+		away := 0
+		for _, h := range members {
+			if h.State().Phase != zkhandler.Live {
+				away++
+			}
+		}
+		if away > 2*joinAtOnce {
+			return fmt.Errorf("this machine cannot carry so many: %d of the %d nodes that have joined are not connected", away, len(members))
+		}
+		return nil
+	})
+}
+
+// join registers one node as its daemon would and has it write keepalives until
+// the ensemble is closed.
 func (c *crowd) join(ctx context.Context, i int) error {
 	name := cluster.NodeID(fmt.Sprintf("n%04d", i))
 	n := len(c.e.servers)
 	h, err := zkhandler.New(zkhandler.Config{Servers: append(slices.Clone(c.e.servers[i%n:]), c.e.servers[:i%n]...), Root: "/",
-		SessionTimeout: c.e.timing.SessionTimeout, RequestTimeout: c.e.timing.RequestTimeout(), Dial: newWire(c.e.inside).dial}, proc.BootClock{}, c.e.log.Named("zk"), nil)
+		SessionTimeout: c.e.timing.SessionTimeout, RequestTimeout: c.e.timing.RequestTimeout(), Dial: newWire(c.e.inside).dial, WatchNode: name},
+		proc.BootClock{}, c.e.log.Named("zk"), nil)
 	if err != nil {
 		return err
 	}
 	c.e.wg.Go(func() { _ = h.Run(c.e.life) })
+	c.mu.Lock()
+	c.members = append(c.members, h)
+	c.mu.Unlock()
 	err = await(ctx, 60*time.Second, func() error {
 		one, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		return h.EnsureNode(one, name, cluster.Hypervisor)
+		return register(one, h, name)
 	})
 	if err != nil {
 		return fmt.Errorf("register %s: %w", name, err)
@@ -146,6 +216,9 @@ func (c *crowd) join(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
+	if err := k.SetState(cluster.DaemonRun); err != nil {
+		return err
+	}
 	spread := c.e.timing.KeepaliveInterval * time.Duration(i) / simulatedNodes
 	c.e.wg.Go(func() {
 		if pause(c.e.life, spread) == nil {
@@ -153,6 +226,24 @@ func (c *crowd) join(ctx context.Context, i int) error {
 		}
 	})
 	return nil
+}
+
+// register makes a node's records and says that it is alive. A try whose reply
+// was lost is found done.
+func register(ctx context.Context, h *zkhandler.Handler, name cluster.NodeID) error {
+	if err := h.EnsureNode(ctx, name, cluster.Hypervisor); err != nil {
+		return err
+	}
+	incarnation := cluster.Incarnation("bench." + string(name))
+	record := cluster.Key{Kind: cluster.KeyNodeRecord, Node: name}
+	if is, err := h.ReadText(ctx, record); err != nil || is.Present {
+		return err
+	}
+	return h.Commit(ctx, cluster.Txn{Purpose: "register", Ops: []cluster.Op{
+		{Kind: cluster.OpCreateEphemeral, Key: cluster.Key{Kind: cluster.KeyAlive, Node: name}, Value: cluster.Alive{
+			Version: 1, Incarnation: incarnation, BootID: "bench", Host: string(name)}},
+		cluster.Create(record, cluster.NodeRecord{Version: 1, ID: string(incarnation), Incarnation: incarnation}),
+	}}).Err
 }
 
 func (c *crowd) note(res cluster.TxnResult) {
