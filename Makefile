@@ -54,7 +54,7 @@ fmt-check:
 
 # The packages share two kinds of scarce things, processors and ports of the
 # real ensemble, and several measure time: few at once.
-TESTFLAGS ?= -count=1 -timeout=8m -p 2
+TESTFLAGS ?= -count=1 -timeout=8m -p 3
 ifdef CI
 TESTFLAGS += -v
 endif

@@ -23,7 +23,6 @@ func TestDeadNodes(t *testing.T) {
 	c := newUnwatchedCluster(t, 3, hypervisors)
 	c.run("cold start", c.lives("cold-start-0"))
 	c.run("cut off from ZooKeeper alone", c.lives("zk-partition"))
-	c.run("lying BMC", c.lives("bmc-lying"))
 	c.run("BMC unreachable", c.unreachableBMC)
 	c.run("store outage", c.storeOutage("store-outage-20"))
 	if soak {
@@ -71,7 +70,7 @@ func (c *testCluster) storeOutage(fault string) func(t *testing.T) {
 
 // everyFault are the runs that take long.
 func (c *testCluster) everyFault() {
-	done := map[string]bool{"cold-start-0": true, "zk-partition": true, "bmc-lying": true, "bmc-unreachable": true, "store-outage-20": true}
+	done := map[string]bool{"cold-start-0": true, "zk-partition": true, "bmc-unreachable": true, "store-outage-20": true}
 	for _, f := range sandbox.Faults() {
 		if !f.Extra || done[f.Name] {
 			continue
