@@ -54,10 +54,7 @@ fmt-check:
 
 # The packages share two kinds of scarce things, processors and ports of the
 # real ensemble, and several measure time: few at once.
-TESTFLAGS ?= -count=1 -timeout=8m -p 3
-ifdef CI
-TESTFLAGS += -v
-endif
+TESTFLAGS ?= -count=1 -timeout=10m -p 3
 
 test: deps build vet fmt-check
 	PVC_UNITS_TEST=1 $(GO) test $(TESTFLAGS) ./...
@@ -72,9 +69,12 @@ SOAK ?= 1800
 soak:
 	@$(MAKE) --no-print-directory deps build PACKAGES="$(PACKAGES) qemu-system-x86 stress-ng"
 	PVC_MODEL_ROUNDS=40000 $(GO) test -count=1 -timeout=20m -run Random ./agent/role
-	PVC_BUBBLE_SEEDS=1500 $(GO) test -count=1 -timeout=20m -run Random ./agent
+	PVC_BUBBLE_SEEDS=1500 $(GO) test -count=1 -timeout=20m -run 'Random|Storm' ./agent
+	PVC_BUBBLE_ROUNDS=5000 $(GO) test -count=1 -timeout=30m -run NoRoundFences ./agent
+	PVC_ACTIVITY_HOURS=10 $(GO) test -count=1 -timeout=30m -run TwoLeaders ./agent
+	PVC_LEASE_HOURS=10000 $(GO) test -count=1 -timeout=30m -run TwoLeaders ./agent/lease
 	PVC_SOAK=1 $(GO) test -count=1 -timeout=8m -run TestWatchdogOfAn ./fencing
-	PVC_SOAK=1 $(GO) test -count=1 -timeout=60m -run TestDeadNodes ./acceptance
+	PVC_SOAK=1 $(GO) test -count=1 -timeout=60m -run 'TestDeadNodes|TestWatchdogs|TestTheTaker' ./acceptance
 	bin/pvc sandbox chaos --minutes 20
 	bin/pvc sandbox chaos --minutes 10 --hypervisors 2
 	bin/pvc sandbox demo --rounds 30 --faults store-outage-20,sigstop-short,starve

@@ -50,11 +50,16 @@ func newCluster(t *testing.T, coordinators, hypervisors int) *testCluster {
 // since every one of its nodes may lose its power.
 func newUnwatchedCluster(t *testing.T, coordinators, hypervisors int) *testCluster {
 	t.Helper()
+	return upCluster(t, sandbox.Options{Coordinators: coordinators, Hypervisors: hypervisors})
+}
+
+// upCluster starts a cluster of the options, one of its size at a time.
+func upCluster(t *testing.T, o sandbox.Options) *testCluster {
+	t.Helper()
 	needs(t)
-	name := fmt.Sprintf("a%d-%d", coordinators, os.Getpid())
-	dir := filepath.Join(work, "c-"+fmt.Sprint(coordinators))
-	s, err := sandbox.Up(t.Context(), sandbox.Options{Name: name, Dir: dir, Coordinators: coordinators, Hypervisors: hypervisors,
-		BinDir: filepath.Join(work, "bin"), APIListen: "127.0.0.1:0"})
+	o.Name, o.Dir = fmt.Sprintf("a%d-%d", o.Coordinators, os.Getpid()), filepath.Join(work, "c-"+fmt.Sprint(o.Coordinators))
+	o.BinDir, o.APIListen = filepath.Join(work, "bin"), "127.0.0.1:0"
+	s, err := sandbox.Up(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -244,7 +244,7 @@ func (c *testCluster) fenceConfirmed(t *testing.T) {
 	if err := victim.Off(); err != nil {
 		t.Fatal(err)
 	}
-	c.explained(t, name, "[disabled]", "set of down nodes stable: clear", "quorum of node leases: not in use yet", "last copy of a workload: not in use yet")
+	c.explained(t, name, "[disabled]", "set of down nodes stable: clear", "quorum of node leases: clear", "last copy of a workload: not in use yet")
 	c.switchFailover(t, true)
 	c.staged(t, name, cluster.FenceFailed, time.Minute)
 	c.explained(t, name, "verified_off missing", "watchdog missing", "confirmed missing", "returned missing", "pvc fence confirm "+name)

@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"pvc.internal/agent/activity"
+	"pvc.internal/agent/failover"
 	"pvc.internal/agent/role"
 	"pvc.internal/cluster"
 )
@@ -41,9 +43,16 @@ type Config struct {
 	// in use, this one among them (StateFolder.UseTTL): an earlier start may have
 	// promised for as long. Required with Deps.Peers.
 	LongestTTL time.Duration
-	Version    string // program version, published as pvcversion
-	NewID      func(cluster.Epoch) string
-	WallMS     func() int64
+	// NodeLeases: this node serves leaders by node leases, and as primary asks all
+	// nodes for theirs. Only with Deps.Peers and Deps.LeaseFile.
+	NodeLeases bool
+	// LongestNodeLease is the longest period of a node lease ever in use on this
+	// host: what a lease file that cannot be read may have promised. 0: the
+	// present one.
+	LongestNodeLease time.Duration
+	Version          string // program version, published as pvcversion
+	NewID            func(cluster.Epoch) string
+	WallMS           func() int64
 }
 
 // Deps are the parts an agent works with.
@@ -60,6 +69,15 @@ type Deps struct {
 	Fencer    Fencer // nil: nothing is fenced
 	Peers     Peers  // nil: nodes do not talk directly, and there is no failsafe
 	Notify    Notifier
+	LeaseFile LeaseFile // nil: no node leases
+	// Activities reads the records that this node's activities leave in the store.
+	Activities ActivityRecords
+	// Records lists what the store keeps of a node that is to be removed.
+	Records NodeRecords
+	// LeaseFollower and LeaseHolder are what hangs on node leases, as the node that
+	// serves a leader and as the leader; nil: nothing does.
+	LeaseFollower LeaseFollower
+	LeaseHolder   LeaseHolder
 	// Faults says what stands against this node's health beside what the agent
 	// sees itself, each in words with its cure; it must not block. nil: nothing.
 	Faults func() []string
@@ -78,6 +96,11 @@ type Agent struct {
 	dec   *decider
 	keep  *Keepalive
 	watch *nodeWatch
+
+	granting   *granting // nil: node leases are not in use
+	holding    *holding  // nil with it
+	activities *activities
+	acting     *acting
 
 	addresses addressBook
 	watchdog  atomic.Pointer[cluster.WatchdogWord] // as the guard said last
@@ -112,7 +135,63 @@ func New(c Config, d Deps) (*Agent, error) {
 	a.dec.outage.tell, a.dec.outage.spawn = a.exec.note, a.exec.wg.Go
 	a.dec.outage.move = func(d cluster.RoleDeadline) { offer(a.exec.nodeTo, d) }
 	a.exec.nodeDeadline = a.dec.outage.nodeDeadline
+	a.newActivities()
 	return a, nil
+}
+
+// newActivities assembles what runs under leases: as the leader, and for one.
+func (a *Agent) newActivities() {
+	c, d := a.c, a.d
+	latest := func() *cluster.Snapshot { return a.dec.status().Snapshot }
+	a.acting = &acting{self: c.Node}
+	var granter activity.Granter
+	if usesLeases(c, d) {
+		granter = a.acting
+	}
+	a.activities = newActivities(c, d, d.Activities, granter, func() (bool, *cluster.Snapshot) {
+		status := a.dec.status()
+		return status.Role.Leads(), status.Snapshot
+	})
+	a.acting.m = a.activities.Manager()
+	if d.LeaseHolder == nil {
+		d.LeaseHolder = a.acting
+	}
+	if d.LeaseFollower == nil {
+		d.LeaseFollower = a.acting
+	}
+	a.granting = newGranting(c, d, latest)
+	a.holding = newHolding(c, d, a.granting, latest, a.keep)
+	a.acting.own = a.granting
+	a.dec.led = func(s role.State) {
+		a.acting.lead(s)
+		a.holding.follow(s)
+	}
+	a.watch.acts = a.activities.Manager()
+	a.watch.members.foreign = func(cluster.Versioned[cluster.QuorumSet]) { a.watch.fences.Go(a.endOfQuorumSet) }
+	if a.holding != nil {
+		a.watch.members.holds, a.watch.without = a.holding.majorities, a.holding.without
+		a.watch.quorum = func() failover.Opinion {
+			_, held, why := a.QuorumHeld()
+			if held {
+				why = ""
+			}
+			return failover.Opinion{InUse: true, Against: why}
+		}
+	}
+}
+
+// endOfQuorumSet ends what rests on a quorum set that somebody else has replaced.
+func (a *Agent) endOfQuorumSet() {
+	ctx, cancel := context.WithTimeout(context.Background(), serveWithin)
+	defer cancel()
+	if err := a.activities.Manager().EndLeader(ctx, cluster.ErrSetReplaced); err != nil {
+		a.d.Log.Error("what rested on the former quorum set has not ended", zap.Error(err))
+	}
+}
+
+// Welcome says why a node may not talk to this one, nil where it may (Welcome).
+func (a *Agent) Welcome(n cluster.NodeID) error {
+	return Welcome(func() *cluster.Snapshot { return a.dec.status().Snapshot }, a.c.Mode == cluster.Coordinator)(n)
 }
 
 const (
@@ -178,6 +257,8 @@ func (a *Agent) newKeepalive() (*Keepalive, error) {
 // an orderly end.
 func (a *Agent) Run(ctx context.Context) error {
 	// The work goes on through the shutdown: its contexts do not end with ctx.
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	work, stopWork := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stopWork(errors.New("agent has ended"))
 
@@ -187,26 +268,26 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	reg := newRegistrar(a.c, a.d)
-	reg.word = a.watchdog.Load
-	if err := reg.first(ctx); err != nil {
-		return fmt.Errorf("register: %w", err)
-	}
+	reg.word, reg.removed = a.watchdog.Load, end
 	var wg sync.WaitGroup
 	start := func(run func(context.Context)) {
 		wg.Go(func() { run(work) })
 	}
+	if a.granting != nil { // first of all: it answers for what earlier starts have promised
+		start(a.granting.run)
+	}
+	if err := reg.first(ctx); err != nil {
+		a.endOwnLease(work, err)
+		stopWork(errors.New("agent has ended"))
+		wg.Wait()
+		return fmt.Errorf("register: %w", err)
+	}
 	keepCtx, stopKeep := context.WithCancel(work)
+	defer stopKeep()
 	keepDone := make(chan struct{})
-	start(a.dec.run)
-	start(a.exec.runExtender)
-	start(a.exec.runNodeDeadline)
-	start(a.exec.notes.run)
-	start(a.forwardGuardEvents)
-	start(func(ctx context.Context) {
-		reg.run(ctx, func() *cluster.Snapshot { return a.dec.status().Snapshot }, a.dec.post, a.keep)
-	})
-	start(a.warmPreflight)
-	start(a.watchGuard)
+	for _, run := range a.loops(reg, schedule) {
+		start(run)
+	}
 	watchCtx, stopWatch := context.WithCancel(work)
 	watchDone := make(chan struct{})
 	wg.Go(func() {
@@ -221,11 +302,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	defer stopWatch()
-	start(func(ctx context.Context) {
-		if err := schedule.Run(ctx); err != nil {
-			a.d.Log.Warn("a scheduled job has not ended", zap.Error(err))
-		}
-	})
 	go func() { // the shutdown script waits for it
 		defer close(keepDone)
 		if err := a.keep.Run(keepCtx); err != nil {
@@ -240,21 +316,74 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.d.Notify.Ready()
 	a.d.Log.Info("registered", zap.String("node", string(a.c.Node)), zap.String("incarnation", string(a.c.Incarnation)))
 
-	<-ctx.Done()
-	a.shutdown(work, endWatch, stopKeep, keepDone)
+	select {
+	case <-ctx.Done():
+	case err := <-a.activities.Abandoned():
+		return a.abandon(work, stopWork, err)
+	}
+	a.shutdown(work, context.Cause(ctx), endWatch, stopKeep, keepDone)
 	stopWork(errors.New("agent shuts down"))
 	wg.Wait()
 	a.exec.wait()
+	if why := context.Cause(ctx); errors.Is(why, cluster.ErrRemoved) {
+		return why
+	}
 	return nil
 }
 
+// loops are what runs beside the keepalive and the node watch until all has ended.
+func (a *Agent) loops(reg *registrar, schedule *Schedule) []func(context.Context) {
+	loops := []func(context.Context){
+		a.activities.run, a.dec.run, a.exec.runExtender, a.exec.runNodeDeadline, a.exec.notes.run, a.forwardGuardEvents,
+		a.warmPreflight, a.watchGuard,
+		func(ctx context.Context) {
+			reg.run(ctx, func() *cluster.Snapshot { return a.dec.status().Snapshot }, a.dec.post, a.keep)
+		},
+		func(ctx context.Context) {
+			if err := schedule.Run(ctx); err != nil {
+				a.d.Log.Warn("a scheduled job has not ended", zap.Error(err))
+			}
+		},
+	}
+	if a.holding != nil {
+		loops = append(loops, a.holding.run)
+	}
+	return loops
+}
+
+// abandonWithin is how long the guard is asked to end the role at once, before
+// this process exits and leaves it to the role's deadline.
+const abandonWithin = time.Second
+
+// abandon ends this daemon where something of an activity cannot be ended: Go
+// kills no goroutine, so the process goes, and the guard is the executioner of
+// what hangs on the role. Nothing is waited for that may be what hangs.
+func (a *Agent) abandon(work context.Context, stopWork context.CancelCauseFunc, why error) error {
+	a.d.Log.Error("the daemon gives up its roles and ends", zap.Error(why))
+	ctx, cancel := context.WithTimeout(work, abandonWithin)
+	defer cancel()
+	epoch, deadline, _ := a.dec.status().Role.Holds()
+	if err := a.exec.endRole(ctx, cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: epoch, Deadline: deadline}); err != nil {
+		a.d.Log.Error("ending the role's effects failed; the guard ends them at its deadline", zap.Error(err))
+	}
+	stopWork(why)
+	time.Sleep(lastWords) // for the stacks to reach the log
+	return why
+}
+
+// lastWords is how long a daemon that gives up waits for its log.
+const lastWords = 200 * time.Millisecond
+
 // shutdown is the ordered script; the keepalive runs through all of it and its
 // last write is `stop` (protocol §3).
-func (a *Agent) shutdown(ctx context.Context, endWatch func(context.Context), stopKeep func(), keepDone <-chan struct{}) {
+func (a *Agent) shutdown(ctx context.Context, why error, endWatch func(context.Context), stopKeep func(), keepDone <-chan struct{}) {
 	a.d.Log.Info("shutting down")
 	a.d.Notify.Stopping()
 	if err := a.keep.SetState(cluster.DaemonShutdown); err != nil {
 		a.d.Log.Error("setting the daemon state failed", zap.Error(err))
+	}
+	if a.holding != nil {
+		a.holding.stopping.Store(true)
 	}
 	a.dec.post(role.Event{Stop: true})
 	limit := a.stopLimit()
@@ -268,6 +397,10 @@ func (a *Agent) shutdown(ctx context.Context, endWatch func(context.Context), st
 		}
 		cancel()
 	}
+	a.endActivities(ctx)
+	a.endLeases(ctx)
+	a.endOwnLease(ctx, why)
+	a.acting.following.Wait() // bounded by serveWithin, and mostly over long ago; nothing is served any more
 	flush, cancelFlush := context.WithTimeout(ctx, 2*a.c.Timing.KeepaliveInterval)
 	endWatch(flush) // `stop` is the last write
 	a.exec.notes.flush(flush)
@@ -283,6 +416,37 @@ func (a *Agent) shutdown(ctx context.Context, endWatch func(context.Context), st
 	<-keepDone
 	if err := a.d.Collector.Close(final); err != nil {
 		a.d.Log.Warn("a collector has not ended", zap.Error(err))
+	}
+}
+
+// endActivities waits until nothing of any activity lives here any more.
+func (a *Agent) endActivities(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*a.c.Timing.KeepaliveInterval)
+	defer cancel()
+	if err := a.activities.Close(ctx); err != nil {
+		a.d.Log.Error("an activity has not ended, or was not told of", zap.Error(err))
+	}
+}
+
+// endLeases waits until the leases that this node has held as the leader that it
+// was are given back: the others need not wait for their end then.
+func (a *Agent) endLeases(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*a.c.Timing.KeepaliveInterval)
+	defer cancel()
+	a.holding.finish(ctx)
+}
+
+// endOwnLease writes down what is left of the lease by which this node serves a
+// leader; where it ends since it was removed (cluster.ErrRemoved) nothing is.
+func (a *Agent) endOwnLease(ctx context.Context, why error) {
+	ctx, cancel := context.WithTimeout(ctx, a.c.Timing.KeepaliveInterval)
+	defer cancel()
+	end := a.granting.stop
+	if errors.Is(why, cluster.ErrRemoved) {
+		end = a.granting.leave
+	}
+	if err := end(ctx); err != nil {
+		a.d.Log.Warn("this node's lease did not end in order; its whole period counts at the next start", zap.Error(err))
 	}
 }
 

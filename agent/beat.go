@@ -17,6 +17,23 @@ type beat struct {
 // mark tells where the grid lies.
 func (b *beat) mark(line cluster.Instant) { b.line.Store(int64(line)) }
 
+// after is the first line of a grid of this spacing that does not lie before the
+// instant; without a grid the instant itself.
+func (b *beat) after(at cluster.Instant, every time.Duration) cluster.Instant {
+	line := cluster.Instant(b.line.Load())
+	if line.IsZero() || every <= 0 {
+		return at
+	}
+	over := at.Sub(line) % every
+	switch {
+	case over == 0:
+		return at
+	case over < 0: // the line lies ahead
+		return at.Add(-over)
+	}
+	return at.Add(every - over)
+}
+
 // next is how long to wait from now for the next line of a grid of this
 // spacing, a quarter of it at least. Without a grid it is the spacing itself.
 func (b *beat) next(now cluster.Instant, every time.Duration) time.Duration {

@@ -2,7 +2,6 @@ package agent_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -147,14 +146,9 @@ func TestTheReasonOfADropOutlivesALongPartition(t *testing.T) {
 		b.store.Partition("hv1")
 		time.Sleep(15 * time.Second)
 		b.heal("hv1")
-		time.Sleep(15 * time.Second)
-		for _, h := range b.store.History() {
-			var e cluster.Event
-			if strings.HasPrefix(h.Path, "/agent/history/") && json.Unmarshal(h.Data, &e) == nil && e.Node == "hv1" && e.Kind == "role_dropped" {
-				return
-			}
-		}
-		b.t.Error("the history does not say why hv1 dropped the role")
+		b.entered(30*time.Second, "the history says why hv1 dropped the role", func(e cluster.Event) bool {
+			return e.Node == "hv1" && e.Kind == "role_dropped"
+		})
 	})
 }
 
@@ -179,13 +173,7 @@ func TestAnOvertakenWishIsToldThoughTheTakerIsKilled(t *testing.T) {
 		})
 		b.start("hv2")
 		b.eventually(10*time.Second, "hv2 is primary", func() bool { return b.primary() == "hv2" })
-		time.Sleep(2 * time.Second)
-		for _, h := range b.store.History() {
-			if strings.HasPrefix(h.Path, "/agent/history/") && strings.Contains(string(h.Data), "wish_overtaken") {
-				return
-			}
-		}
-		b.t.Error("I8: the wish for hv3 vanished and nothing says who overtook it")
+		b.entered(10*time.Second, "I8: the history says who overtook the wish for hv3", func(e cluster.Event) bool { return e.Kind == "wish_overtaken" })
 	})
 }
 
@@ -425,13 +413,15 @@ func TestARegistrationMovesTheKeepalive(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		from := len(b.store.History())
 		b.start("hv2")
-		time.Sleep(5 * time.Second)
 		registered := map[int64]bool{}
-		for _, h := range b.store.History()[from:] {
-			if h.Path == "/agent/alive/hv2" && h.Op == "create" {
-				registered[h.Zxid] = true
+		b.eventually(10*time.Second, "hv2 has registered again", func() bool {
+			for _, h := range b.store.History()[from:] {
+				if h.Path == "/agent/alive/hv2" && h.Op == "create" {
+					registered[h.Zxid] = true
+				}
 			}
-		}
+			return len(registered) > 0
+		})
 		for _, h := range b.store.History()[from:] {
 			if h.Path == "/nodes/hv2/keepalive" && registered[h.Zxid] {
 				return

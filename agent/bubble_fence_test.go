@@ -41,12 +41,12 @@ type askedFencer struct {
 	by cluster.NodeID
 }
 
-func (f askedFencer) Fence(_ context.Context, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (f askedFencer) Fence(_ context.Context, _ cluster.Token, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error) {
 	f.add("%s fences %s", f.by, a.Node)
 	return cluster.FenceRecord{}, nil, nil
 }
 
-func (f askedFencer) Resume(_ context.Context, n cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (f askedFencer) Resume(_ context.Context, _ cluster.Token, n cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
 	f.add("%s resumes %s", f.by, n)
 	return cluster.FenceRecord{}, nil, nil
 }
@@ -108,15 +108,17 @@ func TestAFenceLeftBehindIsJudgedAnew(t *testing.T) {
 			o, asked := withFencers(c.nodes...)
 			inBubble(t, o, func(b *bubble) {
 				b.elect("hv1")
-				time.Sleep(b.timing.SessionTimeout) // nobody is blind any more
+				time.Sleep(b.timing.SessionTimeout)
+				b.sighted()
 				b.leaveFence("hv3", c.stage)
 				for _, n := range c.dead {
 					b.powerOff(n)
 				}
-				time.Sleep(2*b.timing.SuspectAfter() + b.timing.SessionTimeout)
-				if got := asked.all(); got != c.want {
-					b.t.Errorf("asked of the fencers: %q, want %q", got, c.want)
+				span := 2*b.timing.SuspectAfter() + b.timing.SessionTimeout
+				if c.want != "" {
+					b.eventually(span, "the fencers are asked: "+c.want, func() bool { return asked.all() != "" })
 				}
+				b.always(span, fmt.Sprintf("the fencers are asked for %q alone", c.want), func() bool { return asked.all() == c.want })
 			})
 		})
 	}
@@ -130,13 +132,16 @@ func TestABlindObserverCarriesNoFenceOn(t *testing.T) {
 	inBubble(t, o, func(b *bubble) {
 		b.elect("hv1")
 		time.Sleep(b.timing.SessionTimeout)
+		b.sighted()
 		b.store.Set(failoverPath, []byte(`{"v":1,"enabled":false,"max_count":1}`)) // no new fence
 		b.powerOff("hv3")
-		time.Sleep(2*b.timing.SuspectAfter() + b.timing.SessionTimeout)
+		b.eventually(2*b.timing.SuspectAfter()+b.timing.SessionTimeout, "hv3 is dead", func() bool { return b.viewOf("hv1").Nodes["hv3"].Liveness == cluster.LiveDead.String() })
 		b.store.Expire("hv1")
-		time.Sleep(b.timing.KeepaliveInterval)
+		expired := time.Now()
+		b.eventually(2*b.timing.KeepaliveInterval, "hv1 is blind", func() bool { return b.viewOf("hv1").Blind != "" })
 		b.leaveFence("hv3", cluster.FenceFailed)
-		b.always(b.timing.SessionTimeout-b.timing.KeepaliveInterval, "hv1, in its new session, leaves hv3 alone", func() bool { return asked.all() == "" })
+		left := b.timing.SessionTimeout - time.Since(expired) - b.timing.KeepaliveInterval/2
+		b.always(left, "hv1, in its new session, leaves hv3 alone", func() bool { return asked.all() == "" })
 		b.eventually(2*b.timing.SuspectAfter(), "the fence goes on", func() bool { return asked.all() == "hv1 resumes hv3" })
 	})
 }
@@ -149,6 +154,7 @@ func TestUnreadableFailoverSettingsKeepEverybodyFromFencing(t *testing.T) {
 	inBubble(t, o, func(b *bubble) {
 		b.elect("hv1")
 		time.Sleep(b.timing.SessionTimeout)
+		b.sighted()
 		b.powerOff("hv3")
 		time.Sleep(b.timing.SuspectAfter() - b.timing.KeepaliveInterval)
 		b.store.Set(failoverPath, []byte("{"))

@@ -17,7 +17,7 @@ type obeyingFencer struct {
 	b **bubble // known once the nodes have been started
 }
 
-func (f obeyingFencer) Order(_ context.Context, o cluster.Versioned[cluster.FenceOrder], _ int64) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (f obeyingFencer) Order(_ context.Context, _ cluster.Token, o cluster.Versioned[cluster.FenceOrder], _ int64) (cluster.FenceRecord, *cluster.Refusal, error) {
 	f.add("%s obeys %s of %s", f.by, o.Value.Action, o.Value.Node)
 	(*f.b).store.Delete("/agent/fence-orders/" + string(o.Value.Node))
 	return cluster.FenceRecord{ID: "f1"}, nil, nil
@@ -25,7 +25,7 @@ func (f obeyingFencer) Order(_ context.Context, o cluster.Versioned[cluster.Fenc
 
 func (obeyingFencer) Ripe(cluster.NodeView, cluster.Instant) (bool, bool) { return false, false }
 
-func (obeyingFencer) Settle(context.Context, cluster.NodeID, bool) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (obeyingFencer) Settle(context.Context, cluster.Token, cluster.NodeID, bool) (cluster.FenceRecord, *cluster.Refusal, error) {
 	return cluster.FenceRecord{}, nil, nil
 }
 
@@ -66,8 +66,7 @@ func TestThePrimaryServesOrders(t *testing.T) {
 	o, asked, known := withOrdersServed("hv1", "hv2", "hv3")
 	inBubble(t, o, func(b *bubble) {
 		*known = b
-		b.elect("hv1")
-		time.Sleep(b.timing.SessionTimeout)
+		b.restful()
 		b.orderAbout("hv3", cluster.OrderFence)
 		b.eventually(time.Second, "hv1 obeys", func() bool { return asked.all() == "hv1 obeys fence of hv3" })
 		b.powerOff("hv1")
@@ -85,15 +84,17 @@ func TestAConfirmationNeedsASilentNode(t *testing.T) {
 	o, asked, known := withOrdersServed("hv1", "hv2", "hv3")
 	inBubble(t, o, func(b *bubble) {
 		*known = b
-		b.elect("hv1")
-		time.Sleep(b.timing.SessionTimeout)
+		b.restful()
 		b.orderAbout("hv3", cluster.OrderConfirm)
 		b.eventually(2*time.Second, "the order is answered", func() bool { return b.read("/agent/fence-orders/hv3") == "" })
 		if asked.all() != "" || !strings.Contains(b.story(), cluster.EventOrderRefused) || !strings.Contains(b.story(), "its last keepalive is") {
 			b.t.Errorf("asked %q; %s", asked.all(), b.story())
 		}
 		b.powerOff("hv3")
-		time.Sleep(b.timing.SuspectAfter() + b.timing.KeepaliveInterval)
+		b.eventually(b.timing.SuspectAfter()+b.timing.SessionTimeout, "hv3 is suspect", func() bool {
+			seen := b.viewOf("hv1").Nodes["hv3"].Liveness
+			return seen == cluster.LiveSuspect.String() || seen == cluster.LiveDead.String()
+		})
 		b.orderAbout("hv3", cluster.OrderConfirm)
 		b.eventually(b.timing.SessionTimeout, "it is confirmed", func() bool { return strings.Contains(asked.all(), "hv1 obeys confirm of hv3") })
 	})

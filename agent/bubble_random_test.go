@@ -243,7 +243,7 @@ func runStorm(t *testing.T, seed uint64, gusts int) {
 // smaller epoch, never a holder replaced before its time; and once it is calm
 // the cluster serves every wish again.
 //
-// PVC_BUBBLE_SEEDS=n runs n seeds (default 100), PVC_BUBBLE_FROM=n begins there,
+// PVC_BUBBLE_SEEDS=n runs n seeds (default 60), PVC_BUBBLE_FROM=n begins there,
 // PVC_BUBBLE_GUSTS=n changes the length of each; a failure names its seed.
 func TestNoStormGivesTwoPrimaries(t *testing.T) {
 	number := func(name string, otherwise uint64) uint64 {
@@ -252,7 +252,7 @@ func TestNoStormGivesTwoPrimaries(t *testing.T) {
 		}
 		return otherwise
 	}
-	seeds, from, gusts := number("PVC_BUBBLE_SEEDS", 100), number("PVC_BUBBLE_FROM", 1), number("PVC_BUBBLE_GUSTS", 10)
+	seeds, from, gusts := number("PVC_BUBBLE_SEEDS", 60), number("PVC_BUBBLE_FROM", 1), number("PVC_BUBBLE_GUSTS", 10)
 	if testing.Short() {
 		seeds = min(seeds, 10)
 	}

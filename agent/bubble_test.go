@@ -283,7 +283,7 @@ func (b *bubble) startAs(n, host cluster.NodeID, guard *bubbleGuard) *bubbleNode
 	}
 	d := agent.Deps{
 		Clock: b.clock, Log: b.log.Named(string(incarnation)), Store: h, Locker: h, Tree: h, Guard: guard.connect(life), Sweeper: silent{}, Notify: silent{},
-		Collector: collection, Remember: func(string) error { return nil },
+		Collector: collection, Remember: func(string) error { return nil }, Activities: h, Records: h,
 	}
 	talker := b.talk.join(host, life, &c, &d)
 	if b.opts.tune != nil {
@@ -483,10 +483,57 @@ func (b *bubble) elect(n cluster.NodeID) {
 	b.eventually(4*time.Second, "the role is at "+string(n), func() bool { return b.converged() == n })
 }
 
+// sighted waits until every coordinator that runs says of all that are
+// registered that they are up, so that nobody is blind any more.
+func (b *bubble) sighted() {
+	b.t.Helper()
+	b.eventually(3*b.timing.SessionTimeout, "every coordinator sees every other one", func() bool {
+		registered := b.store.Children("/agent/alive")
+		for n, node := range b.nodes {
+			if b.opts.mode(n) == cluster.Hypervisor || node.life.cut.Load() || node.ended() {
+				continue
+			}
+			v := b.viewOf(n)
+			if v.Version == 0 || v.Blind != "" {
+				return false
+			}
+			for _, other := range registered {
+				if o := b.nodes[cluster.NodeID(other)]; other != string(n) && o != nil && !o.life.cut.Load() && !o.ended() && v.Nodes[cluster.NodeID(other)].Liveness != cluster.LiveUp.String() {
+					return false
+				}
+			}
+		}
+		return true
+	})
+}
+
+// entered waits until the history has an entry of which this holds.
+func (b *bubble) entered(limit time.Duration, what string, is func(cluster.Event) bool) {
+	b.t.Helper()
+	b.eventually(limit, what, func() bool {
+		for _, h := range b.store.History() {
+			var e cluster.Event
+			if strings.HasPrefix(h.Path, "/agent/history/") && json.Unmarshal(h.Data, &e) == nil && is(e) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // answered says how a wish for this node was answered: it is primary, it was
 // and lost the role to somebody, or its wish was refused or the switch aborted,
-// with a reason in the history.
+// with a reason in the history. The history may be written later than what it
+// tells of: it is waited for.
 func (b *bubble) answered(n cluster.NodeID, p cluster.NodeID) error {
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if err := b.answeredNow(n, p); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func (b *bubble) answeredNow(n cluster.NodeID, p cluster.NodeID) error {
 	if p == n {
 		return nil
 	}

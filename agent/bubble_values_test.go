@@ -38,6 +38,7 @@ func TestRubbishOverPublishedValuesDoesNotStay(t *testing.T) {
 	}
 	inBubble(t, o, func(b *bubble) {
 		b.elect("hv1")
+		b.sighted()
 		time.Sleep(2 * b.timing.SessionTimeout) // nothing of the views changes any more
 		view, record := b.read("/agent/views/hv2"), b.read("/agent/nodes/hv2")
 		at := func(leaf string) string { return "/nodes/hv2/" + leaf }

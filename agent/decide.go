@@ -27,6 +27,7 @@ type decider struct {
 	wallMS func() int64
 	exec   *executor
 	outage *outage
+	led    func(role.State) // told after each step; it does not block. nil: nobody
 	events chan role.Event
 	calls  chan func(context.Context) // run in the decider's goroutine
 	pokes  chan struct{}              // one slot: step now
@@ -180,6 +181,9 @@ func (d *decider) decide(ctx context.Context, event role.Event) cluster.Instant 
 		d.log.Info("role mode", zap.Stringer("from", before), zap.Stringer("to", state.Mode))
 	}
 	d.latest.Store(&Status{Role: state, Snapshot: d.snap, At: now})
+	if d.led != nil {
+		d.led(state)
+	}
 	for _, e := range out.Effects {
 		d.exec.do(ctx, e)
 	}

@@ -109,10 +109,11 @@ type Peers interface {
 }
 
 // Fencer carries fences through their stages. Fence and Resume block for as
-// long as one takes and end with their context, the primary role's.
+// long as one takes and end with their context, the activity's; power is taken
+// and given only while the activity's token lives.
 type Fencer interface {
-	Fence(ctx context.Context, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error)
-	Resume(ctx context.Context, n cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error)
+	Fence(ctx context.Context, t cluster.Token, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error)
+	Resume(ctx context.Context, t cluster.Token, n cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error)
 	// Due reports whether the record needs a fencer now.
 	Due(r cluster.Versioned[cluster.FenceRecord], now cluster.Instant) bool
 }

@@ -107,8 +107,13 @@ func (x *executor) doGuard(ctx context.Context, e role.Effect) {
 			x.endRoleCtx(errRoleEnded) // of an earlier epoch; nothing of it is under way
 		}
 		x.roleCtx, x.endRoleCtx = context.WithCancelCause(ctx)
-		d := e.Raise.Deadline
-		x.step(e.ID, x.roleCtx, x.c.Timing.RoleTTL, func(ctx context.Context) error { return x.raise(ctx, d) })
+		d, bare := e.Raise.Deadline, e.Raise.Bare
+		x.step(e.ID, x.roleCtx, x.c.Timing.RoleTTL, func(ctx context.Context) error {
+			if bare {
+				return x.beginRole(ctx, d)
+			}
+			return x.raise(ctx, d)
+		})
 	case e.Extend != nil:
 		offer(x.extendTo, *e.Extend)
 	case e.Linger != nil:
@@ -174,9 +179,8 @@ func whileRole(ctx context.Context, ask func() error) error {
 	return ask()
 }
 
-// raise begins the role, which hangs on the node's own right as well, and
-// presents its addresses.
-func (x *executor) raise(ctx context.Context, d cluster.RoleDeadline) error {
+// beginRole begins the role, which hangs on the node's own right as well.
+func (x *executor) beginRole(ctx context.Context, d cluster.RoleDeadline) error {
 	if err := whileRole(ctx, func() error { return x.beginNode(ctx) }); err != nil {
 		return fmt.Errorf("begin this node's own deadline: %w", err)
 	}
@@ -184,6 +188,14 @@ func (x *executor) raise(ctx context.Context, d cluster.RoleDeadline) error {
 		return fmt.Errorf("begin the role at epoch %d: %w", d.Epoch, err)
 	}
 	x.begun.Store(uint64(d.Epoch))
+	return nil
+}
+
+// raise begins the role and presents its addresses.
+func (x *executor) raise(ctx context.Context, d cluster.RoleDeadline) error {
+	if err := x.beginRole(ctx, d); err != nil {
+		return err
+	}
 	err := whileRole(ctx, func() error { return x.guard.Present(ctx, d.Epoch, x.c.Addresses) })
 	if err == nil {
 		x.up.Store(uint64(d.Epoch))

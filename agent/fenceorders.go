@@ -22,14 +22,14 @@ type orderedFencer interface {
 	// keepalive is the Mzxid of the newest keepalive of the node that
 	// the judgement rests on. A refusal with an empty record leaves the order
 	// standing.
-	Order(ctx context.Context, o cluster.Versioned[cluster.FenceOrder], keepalive int64) (cluster.FenceRecord, *cluster.Refusal, error)
+	Order(ctx context.Context, t cluster.Token, o cluster.Versioned[cluster.FenceOrder], keepalive int64) (cluster.FenceRecord, *cluster.Refusal, error)
 	// Ripe reports whether the node's fence can go on: the node has returned,
 	// its watchdog's bound counts by now, or an order was left unfinished: a try
 	// of that is all that it is ripe for.
 	Ripe(view cluster.NodeView, now cluster.Instant) (ripe, try bool)
 	// Settle does what the record is ripe for. Without try it orders no power
 	// off: an order's try is weighed before each (I6).
-	Settle(ctx context.Context, n cluster.NodeID, try bool) (cluster.FenceRecord, *cluster.Refusal, error)
+	Settle(ctx context.Context, t cluster.Token, n cluster.NodeID, try bool) (cluster.FenceRecord, *cluster.Refusal, error)
 }
 
 // The waits around orders.
@@ -37,6 +37,10 @@ const (
 	// orderPatience is how long an order may wait for what it needs, the fence
 	// lock above all, before it is refused (I7).
 	orderPatience = 5 * time.Minute
+	// orderSettle is how long an order must have been seen before it is refused:
+	// it and what it is judged by arrive one after the other, and who gave it may
+	// have seen more than this node has yet.
+	orderSettle = 500 * time.Millisecond
 	// orderRetry is the pause before an order is tried again.
 	orderRetry = time.Second
 	// orderWrite bounds the writing of a refusal.
@@ -73,21 +77,22 @@ type fenceOrders struct {
 	trouble map[cluster.NodeID]string // why the last try of an order failed; telling guards it
 }
 
-// fenceWork is one fencer's call about one node.
-type fenceWork func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error)
+// fenceWork is one fencer's call about one node, with the right to its effects.
+type fenceWork func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error)
 
 // oneFence begins the work beside the loop if no fence runs, and if, where it
 // would be the first order of that fence, no promise stands against it. False
 // without a code: another one runs.
-type oneFence func(n cluster.NodeID, first bool, work fenceWork) (cluster.Refusal, bool)
+// power: the work may take power, for which more leases are needed.
+type oneFence func(n cluster.NodeID, first, power bool, work fenceWork) (cluster.Refusal, bool)
 
 // newOrders makes the part of the node watch that serves orders.
 func (w *nodeWatch) newOrders() *fenceOrders {
 	see := func(n cluster.NodeID) cluster.Liveness { return w.seen.Nodes[n].Liveness }
-	o := newFenceOrders(w.c, w.d, see, func() string { return w.blind }, func(n cluster.NodeID, first bool, work fenceWork) (cluster.Refusal, bool) {
+	o := newFenceOrders(w.c, w.d, see, func() string { return w.blind }, func(n cluster.NodeID, first, power bool, work fenceWork) (cluster.Refusal, bool) {
 		r, ok := w.leave(n, first)
 		if ok {
-			w.fence(n, work)
+			w.fence(n, power, work)
 		}
 		return r, ok
 	})
@@ -196,6 +201,9 @@ func (o *fenceOrders) obey(snap *cluster.Snapshot, now cluster.Instant) {
 			continue
 		}
 		refusal, wait := o.caseOf(snap, n, now).judge()
+		if refusal.Code != "" && now.Sub(w.since) < orderSettle {
+			continue
+		}
 		if wait == "" && o.answer(view, refusal) {
 			w.next = now.Add(orderRetry)
 			o.waiting[n] = w
@@ -215,8 +223,8 @@ func (o *fenceOrders) answer(view cluster.NodeView, refusal cluster.Refusal) boo
 			o.answered(ctx, view, cluster.FenceRecord{}, no, err, epoch)
 		})
 	}
-	stands, ok := o.fence(view.Name, action != cluster.OrderCancel, func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
-		record, no, err := o.fencer.Order(ctx, view.Order, view.Keepalive.Mzxid)
+	stands, ok := o.fence(view.Name, action != cluster.OrderCancel, action == cluster.OrderFence, func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
+		record, no, err := o.fencer.Order(ctx, t, view.Order, view.Keepalive.Mzxid)
 		return record, o.answered(ctx, view, record, no, err, epoch), err
 	})
 	if stands.Code != "" {
@@ -324,8 +332,8 @@ func (o *fenceOrders) settle(snap *cluster.Snapshot, now cluster.Instant) {
 		if !ripe || try && !o.mayTry(snap, n, now) {
 			continue
 		}
-		_, ok := o.fence(n, noOrderOut(view.Fence.Value.Stage), func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
-			return o.fencer.Settle(ctx, n, try)
+		_, ok := o.fence(n, noOrderOut(view.Fence.Value.Stage), try, func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
+			return o.fencer.Settle(ctx, t, n, try)
 		})
 		if ok {
 			return

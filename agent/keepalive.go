@@ -304,6 +304,13 @@ func (k *Keepalive) Ride(op cluster.Op) {
 	k.riders = append(k.riders, op)
 }
 
+// Alight takes back a write of this record that has not gone yet.
+func (k *Keepalive) Alight(key cluster.Key) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.riders = slices.DeleteFunc(k.riders, func(o cluster.Op) bool { return o.Key == key })
+}
+
 // Final ends the loop with a last keepalive of state stop and returns what
 // became of it; it is tried again until ctx ends. Where Run has ended already
 // the outcome is NotSent.

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"pvc.internal/agent/activity"
 	"pvc.internal/agent/detector"
 	"pvc.internal/agent/failover"
 	"pvc.internal/agent/role"
@@ -20,6 +21,16 @@ import (
 )
 
 var errNotPrimary = errors.New("this node is no longer primary")
+
+// admitting runs what needs coordination once its conditions hold (activity.Manager).
+type admitting interface {
+	Run(ctx context.Context, s activity.Spec, body activity.Body) error
+}
+
+// reigningFencer is a Fencer that counts from when the role was taken.
+type reigningFencer interface {
+	Reign(e cluster.Epoch)
+}
 
 // nodeWatch judges the other nodes a few times a tick, on every coordinator, so
 // that a new primary starts with warm counters; only the primary acts. It is
@@ -32,6 +43,14 @@ type nodeWatch struct {
 	keep *Keepalive
 
 	reach *reach
+	acts  admitting // what runs the fences
+	// quorum is what the node leases say about acting as the leader; nil: they are
+	// not in use.
+	quorum func() failover.Opinion
+
+	// without says why a majority of the node leases is not held without that of one
+	// node: who is shot holds nothing soon. nil: they are not in use.
+	without func(cluster.NodeID) string
 
 	// mayFence is asked right before a fence of a node is begun, or carried on
 	// where no order is out yet: it may have been promised that none is claimed
@@ -52,6 +71,7 @@ type nodeWatch struct {
 	lead       context.Context // while this node is primary; nil otherwise
 	endLead    context.CancelCauseFunc
 	orders     *fenceOrders
+	members    *memberWatch
 	soft       *softStop
 	fencing    atomic.Bool
 	claims     claims
@@ -70,6 +90,7 @@ func newNodeWatch(c Config, d Deps, dec *decider, keep *Keepalive) *nodeWatch {
 	w.reach = newReach(c, d, &w.fences)
 	w.orders = w.newOrders()
 	w.soft = w.newSoft()
+	w.members = newMemberWatch(c, d, d.Records, w.orders.see, func() string { return w.blind })
 	return w
 }
 
@@ -81,6 +102,7 @@ func (w *nodeWatch) run(ctx context.Context) {
 	defer timer.Stop()
 	defer w.fences.Wait()
 	defer w.orders.wait()
+	defer w.members.wait()
 	defer w.loseLead()
 	last := w.d.Clock.Now()
 	for {
@@ -128,12 +150,17 @@ func (w *nodeWatch) step(ctx context.Context, now cluster.Instant, late bool) {
 	primary := status.Role.Leads()
 	if primary && w.lead == nil {
 		w.lead, w.endLead = context.WithCancelCause(ctx)
+		if f, ok := w.d.Fencer.(reigningFencer); ok {
+			epoch, _, _ := status.Role.Holds()
+			f.Reign(epoch)
+		}
 	}
 	if !primary {
 		w.loseLead()
 	}
 	w.frame(status, primary)
 	w.orders.step(ctx, status, now)
+	w.members.step(ctx, primary, status.Snapshot, now)
 	if primary {
 		w.resumeFences(status, now)
 		w.expireMaintenance(ctx, status)
@@ -201,8 +228,11 @@ func (w *nodeWatch) frame(status Status, primary bool) {
 	w.framed = failover.Frame{
 		Every: w.every(), Self: w.c.Node, Timing: w.c.Timing, Settings: settings, SettingsSeen: snap.Failover, Primary: primary,
 		Holder: snap.Lease.Value.Holder, Predecessor: w.before, Maintenance: inMaintenance(snap), Blind: blind,
-		Nodes: failover.NodesSeen(snap, w.judgedOf),
 	}
+	if w.quorum != nil {
+		w.framed.Quorum = w.quorum()
+	}
+	w.framed.Look(snap, w.judgedOf)
 	if w.skipped { // the look that was left out would have been this frame, too
 		w.judged, _, _ = failover.Step(w.judged, w.framed)
 	}
@@ -217,8 +247,8 @@ func (w *nodeWatch) frame(status Status, primary bool) {
 		w.refused(r)
 	}
 	if act != nil {
-		w.fence(act.Node, func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
-			return w.d.Fencer.Fence(ctx, *act)
+		w.fence(act.Node, true, func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
+			return w.d.Fencer.Fence(ctx, t, *act)
 		})
 	}
 }
@@ -238,7 +268,12 @@ func (w *nodeWatch) judgedOf(n cluster.NodeID) failover.Seen {
 // runs nothing is begun, and nothing is asked.
 func (w *nodeWatch) permitted(actions []cluster.Action) (act *cluster.Action, withheld []cluster.Refusal) {
 	for i := range actions {
-		r, ok := w.leave(actions[i].Node, true)
+		n := actions[i].Node
+		if why := w.unheld(n); why != "" {
+			withheld = append(withheld, cluster.Refusal{Code: cluster.RefuseNoQuorum, Node: n, Detail: fmt.Sprintf("node %s: dead, but %s", n, why)})
+			continue
+		}
+		r, ok := w.leave(n, true)
 		if ok {
 			return &actions[i], withheld
 		}
@@ -314,8 +349,8 @@ func (w *nodeWatch) resumeFences(status Status, now cluster.Instant) {
 			w.refused(r)
 		}
 		if ok {
-			w.fence(n, func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
-				return w.d.Fencer.Resume(ctx, n)
+			w.fence(n, takesPower(record.Value.Stage), func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
+				return w.d.Fencer.Resume(ctx, t, n)
 			})
 			return
 		}
@@ -324,13 +359,17 @@ func (w *nodeWatch) resumeFences(status Status, now cluster.Instant) {
 
 // mayResume reports whether the record may be carried on now. Where no order
 // has been sent yet, or the last has failed, it is judged like a new verdict:
-// not by who is blind, not of a node that is not dead, not of half or more (I6).
+// not by who is blind, not of a node that is not dead, not of half or more, and
+// not while nodes return after half were silent (I6).
 func (w *nodeWatch) mayResume(n cluster.NodeID, stage cluster.FenceStage) bool {
+	if takesPower(stage) && w.unheld(n) != "" {
+		return false // the activity would be refused, again and again
+	}
 	if !noOrderOut(stage) {
 		return true // its proof is to be had
 	}
 	held := w.seen.Nodes[n]
-	if w.blind != "" || held.Liveness != cluster.LiveDead || held.Excuse != "" {
+	if w.blind != "" || held.Liveness != cluster.LiveDead || held.Excuse != "" || !w.judged.Calm(w.framed) {
 		return false
 	}
 	down := 0
@@ -348,13 +387,39 @@ func noOrderOut(s cluster.FenceStage) bool {
 	return s == cluster.FenceClaimed || s == cluster.FenceSoft || s == cluster.FenceFailed
 }
 
+// fenceWait is how long a fence waits for the conditions of its activity: for as
+// long as it takes to end another one in its domain, and a renewal of the leases.
+const fenceWait = 4 * time.Second
+
 // fence runs the one fence that leave was given for beside the loop; while it
-// runs, others wait for a later frame, which repeats them.
-func (w *nodeWatch) fence(n cluster.NodeID, run func(context.Context) (cluster.FenceRecord, *cluster.Refusal, error)) {
-	lead := w.lead
+// runs, others wait for a later frame, which repeats them. It is an activity that
+// is not interrupted for others. What may take power needs a majority of the node
+// leases, so that nothing of another leader's runs beside it; what follows a
+// proof, or an operator's word, needs this node's own: where most nodes are gone
+// that word must do (I7).
+func (w *nodeWatch) fence(n cluster.NodeID, power bool, run fenceWork) {
+	lead, quorum := w.lead, cluster.All(w.c.Node)
+	if power {
+		quorum = cluster.Majority()
+	}
 	w.fences.Go(func() {
 		defer w.fencing.Store(false)
-		record, refusal, err := run(lead)
+		var record cluster.FenceRecord
+		var refusal *cluster.Refusal
+		spec := activity.Spec{Name: "fence-" + string(n), Quorum: quorum, Timeout: fenceWait, Urgency: activity.Failover}
+		var err error
+		if why := w.unheld(n); power && why != "" {
+			err = &cluster.RefusedActivity{Name: spec.Name, Refusal: cluster.Refusal{Code: cluster.RefuseNoQuorum, Node: n, Detail: why}}
+		} else {
+			err = w.acts.Run(lead, spec, func(ctx context.Context, a *activity.Activity) (err error) {
+				record, refusal, err = run(ctx, a.Token())
+				return err
+			})
+		}
+		var no *cluster.RefusedActivity
+		if errors.As(err, &no) {
+			refusal, err = w.notAdmitted(n, no), nil
+		}
 		until := w.d.Clock.Now()
 		if err != nil {
 			until = until.Add(w.c.Timing.SessionTimeout) // a claim whose reply was lost may still land
@@ -369,6 +434,28 @@ func (w *nodeWatch) fence(n cluster.NodeID, run func(context.Context) (cluster.F
 			w.d.Log.Info("fence ended", zap.String("peer", string(n)), zap.String("stage", string(record.Stage)), zap.String("proof", record.Proof))
 		}
 	})
+}
+
+// unheld says why too few leases are held to take the power of this node; empty:
+// enough are. Its own does not count: it ends with the node, and would end the
+// fence halfway, with the node dark and nobody to give it power again.
+func (w *nodeWatch) unheld(n cluster.NodeID) string {
+	if w.without == nil {
+		return ""
+	}
+	return w.without(n)
+}
+
+// takesPower reports whether a fence that stands in this stage may order power off.
+func takesPower(s cluster.FenceStage) bool {
+	return s != cluster.FenceFenced && s != cluster.FenceRecover
+}
+
+// notAdmitted says why a fence did not begin: to who asks about the node, and to
+// who has ordered it.
+func (w *nodeWatch) notAdmitted(n cluster.NodeID, no *cluster.RefusedActivity) *cluster.Refusal {
+	w.orders.say(n, no.Error())
+	return &cluster.Refusal{Code: no.Code, Node: n, Detail: fmt.Sprintf("node %s: its fence has not begun: %s", n, no.Detail)}
 }
 
 // claiming lists the nodes that a claim of this node's own, under way or with

@@ -104,8 +104,11 @@ func (r *reach) probe(state detector.State, snap *cluster.Snapshot) {
 	r.missed = r.missed[:0]
 	var targets map[cluster.NodeID]string
 	for name, held := range state.Nodes {
+		if !held.Liveness.Down() {
+			continue
+		}
 		view := snap.Nodes[name]
-		if !held.Liveness.Down() || gone(&view) {
+		if gone(&view) {
 			continue
 		}
 		if targets == nil {

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"pvc.internal/agent/activity"
 	"pvc.internal/agent/detector"
 	"pvc.internal/agent/failover"
 	"pvc.internal/cluster"
@@ -107,12 +108,12 @@ func TestAddressesOutliveTheStore(t *testing.T) {
 // idleFencer fences nobody.
 type idleFencer struct{ begun chan cluster.NodeID }
 
-func (f idleFencer) Fence(_ context.Context, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (f idleFencer) Fence(_ context.Context, _ cluster.Token, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error) {
 	f.begun <- a.Node
 	return cluster.FenceRecord{}, nil, nil
 }
 
-func (idleFencer) Resume(context.Context, cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (idleFencer) Resume(context.Context, cluster.Token, cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
 	return cluster.FenceRecord{}, nil, nil
 }
 
@@ -127,6 +128,7 @@ func TestAPromiseKeepsAFenceFromBeingClaimed(t *testing.T) {
 	w := newNodeWatch(Config{Node: "a", Timing: cluster.ProfileLAN()}, Deps{Clock: clock, Log: zap.NewNop(), Fencer: f}, nil, nil)
 	w.lead = t.Context()
 	promised := map[cluster.NodeID]bool{"b": true}
+	w.acts = leading(t, "a")
 	w.mayFence = func(n cluster.NodeID) cluster.Refusal {
 		if c := w.claiming(); len(c) != 1 || c[0] != n {
 			t.Errorf("asked whether %s may be fenced, while %v are being claimed", n, c)
@@ -144,13 +146,15 @@ func TestAPromiseKeepsAFenceFromBeingClaimed(t *testing.T) {
 	if other, _ := w.permitted(actions); other != nil {
 		t.Errorf("a second fence, of %s, was let through beside the first", other.Node)
 	}
-	w.fence("c", func(ctx context.Context) (cluster.FenceRecord, *cluster.Refusal, error) { return f.Fence(ctx, *act) })
+	w.fence("c", true, func(ctx context.Context, token cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
+		return f.Fence(ctx, token, *act)
+	})
 	w.fences.Wait()
 	if n := <-f.begun; n != "c" || len(w.claiming()) != 0 {
 		t.Errorf("fenced %s, and %v are still being claimed", n, w.claiming())
 	}
 	clear(promised)
-	w.fence("b", func(context.Context) (cluster.FenceRecord, *cluster.Refusal, error) {
+	w.fence("b", true, func(context.Context, cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
 		return cluster.FenceRecord{}, nil, errors.New("the reply was lost")
 	})
 	w.fences.Wait()
@@ -180,4 +184,17 @@ func TestAStandingPromiseIsToldOnce(t *testing.T) {
 	if r, still := w.refusals["b"]; still {
 		t.Errorf("the promise is over, and %+v stands", r)
 	}
+}
+
+// leading is the activities of a node that leads and needs nobody's lease.
+func leading(t *testing.T, n cluster.NodeID) *activity.Manager {
+	m := activity.New(activity.Config{Self: n})
+	only := []cluster.NodeID{n}
+	m.Update(activity.Holdings{Leader: true, Lease: cluster.NodeLeaseID{Holder: n, Start: "s", Epoch: 1}, Held: only, Set: only})
+	t.Cleanup(func() {
+		if err := m.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
 }

@@ -23,6 +23,10 @@ type registrar struct {
 	blocker cluster.Versioned[cluster.Alive] // an alive of another host, and since when it is watched
 	blocked cluster.Instant
 	usurped bool // the first registration replaced such an alive
+	// removed is told, where this node was removed while it was cut off: it is to
+	// end (protocol: who was removed stays out). nil: it goes on trying.
+	removed func(error)
+	left    bool // that was told already
 	// word is what the guard says of this machine's watchdog now; nil: nothing.
 	word func() *cluster.WatchdogWord
 }
@@ -37,12 +41,15 @@ func (r *registrar) first(ctx context.Context) error {
 	pause := time.NewTicker(200 * time.Millisecond)
 	defer pause.Stop()
 	var snap *cluster.Snapshot
-	ready, said := false, ""
+	ready, tried, said := false, false, ""
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case snap = <-snapshots:
+			if tried { // each try reads, and so makes the next snapshot itself
+				continue
+			}
 		case <-pause.C:
 		}
 		if snap == nil || !snap.Live {
@@ -52,6 +59,7 @@ func (r *registrar) first(ctx context.Context) error {
 		if !ready {
 			if err := r.prepare(ctx); err != nil {
 				if fatal(err) {
+					r.leave(ctx, err)
 					return err
 				}
 				r.say(&said, err.Error())
@@ -59,13 +67,21 @@ func (r *registrar) first(ctx context.Context) error {
 			}
 			ready = true
 		}
+		if snap.Members.Err != nil { // the next snapshot tells when it is mended: nothing is read anew for that
+			if err := r.out(snap); err != nil {
+				r.say(&said, err.Error())
+				continue
+			}
+		}
 		err := r.register(ctx)
 		if err == nil {
 			return nil
 		}
 		if fatal(err) {
+			r.leave(ctx, err)
 			return err
 		}
+		tried = true
 		r.say(&said, err.Error())
 	}
 }
@@ -83,7 +99,8 @@ func (r *registrar) say(said *string, text string) {
 // fatal reports whether waiting cannot cure the error.
 func fatal(err error) bool {
 	return errors.Is(err, cluster.ErrDuplicateNode) || errors.Is(err, cluster.ErrSchemaNewer) ||
-		errors.Is(err, cluster.ErrForeignTree) || errors.Is(err, cluster.ErrEmptyTree) || errors.Is(err, cluster.ErrAuth)
+		errors.Is(err, cluster.ErrForeignTree) || errors.Is(err, cluster.ErrEmptyTree) || errors.Is(err, cluster.ErrAuth) ||
+		errors.Is(err, cluster.ErrRemoved)
 }
 
 // prepare checks whose tree this is and makes the node's records.
@@ -106,7 +123,7 @@ func (r *registrar) prepare(ctx context.Context) error {
 	if err := r.d.Remember(name); err != nil {
 		return err
 	}
-	return r.d.Tree.EnsureNode(ctx, r.c.Node, r.c.Mode)
+	return r.ensure(ctx)
 }
 
 // register sends the registration's Multi, on the versions of a fresh read.
@@ -123,6 +140,9 @@ func (r *registrar) register(ctx context.Context) error {
 	self := fresh.Nodes[r.c.Node]
 	if r.registered(fresh) {
 		return nil
+	}
+	if err := r.out(fresh); err != nil {
+		return err
 	}
 	if err := r.ownFence(self.Fence); err != nil {
 		return err
@@ -203,6 +223,9 @@ func (r *registrar) records(fresh *cluster.Snapshot, self cluster.NodeView) []cl
 		// it takes power. The new alive has the old one's version, so the keepalive
 		// moves with it, and that fence can commit no more (I5).
 		cluster.Set(cluster.Key{Kind: cluster.KeyKeepalive, Node: n}, cluster.AnyVersion, r.c.WallMS()/1000),
+	}
+	if fresh.Members.Mzxid != 0 { // of a registration and a removal only one wins
+		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyMembers}, fresh.Members.Version))
 	}
 	if self.Fence.Present {
 		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyFence, Node: n}, self.Fence.Version))
@@ -338,6 +361,13 @@ func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, po
 			pause = r.backOff(pause)
 			until = r.d.Clock.Now().Add(pause)
 			r.d.Log.Error("another daemon uses this node's name", zap.Duration("next_try_in", pause), zap.Error(err))
+		case errors.Is(err, cluster.ErrRemoved):
+			pause = r.backOff(pause)
+			until = r.d.Clock.Now().Add(pause)
+			r.leave(ctx, err)
+			if r.removed != nil {
+				r.removed(err)
+			}
 		case err != nil:
 			r.d.Log.Warn("registering again failed", zap.Error(err))
 		case r.at != before:

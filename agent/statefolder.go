@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"pvc.internal/agent/lease"
 	"pvc.internal/cluster"
 )
 
@@ -31,6 +32,8 @@ type memory struct {
 	Cluster string         `json:"cluster,omitempty"`
 	// LongestTTLMillis is the largest role_ttl ever in use here.
 	LongestTTLMillis int64 `json:"longest_ttl_ms,omitempty"`
+	// LongestLeaseMillis is the largest node_lease_period ever in use here.
+	LongestLeaseMillis int64 `json:"longest_lease_ms,omitempty"`
 }
 
 // OpenStateFolder locks the folder (making it if need be) and reads what it
@@ -98,17 +101,31 @@ func (f *StateFolder) Remember(clusterName string) error {
 // the largest one ever in use: an earlier start may have promised for as long
 // that it will not take the role. It is on disk when UseTTL returns.
 func (f *StateFolder) UseTTL(ttl time.Duration) (longest time.Duration, err error) {
-	ms := (ttl + time.Millisecond - 1).Milliseconds()
-	if ms > f.memory.LongestTTLMillis {
-		before := f.memory.LongestTTLMillis
-		f.memory.LongestTTLMillis = ms
+	return f.longest(&f.memory.LongestTTLMillis, ttl)
+}
+
+// UseLeasePeriod notes that a daemon with this node_lease_period is about to run
+// here, and returns the largest one ever in use: an earlier start may have served
+// somebody for as long. It is on disk when UseLeasePeriod returns.
+func (f *StateFolder) UseLeasePeriod(period time.Duration) (longest time.Duration, err error) {
+	return f.longest(&f.memory.LongestLeaseMillis, period)
+}
+
+// longest raises what is remembered, and returns that.
+func (f *StateFolder) longest(known *int64, d time.Duration) (time.Duration, error) {
+	if ms := (d + time.Millisecond - 1).Milliseconds(); ms > *known {
+		before := *known
+		*known = ms
 		if err := f.write(); err != nil {
-			f.memory.LongestTTLMillis = before
+			*known = before
 			return 0, err
 		}
 	}
-	return time.Duration(f.memory.LongestTTLMillis) * time.Millisecond, nil
+	return time.Duration(*known) * time.Millisecond, nil
 }
+
+// Leases is this node's lease file, for one start of the daemon.
+func (f *StateFolder) Leases() LeaseFile { return lease.NewFile(f.dir, nil) }
 
 // write persists by temporary file, fsync, rename and fsync of the folder.
 func (f *StateFolder) write() error {

@@ -26,6 +26,11 @@ type Details interface {
 	ReadNode(ctx context.Context, n cluster.NodeID) (map[string]string, error)
 	// ReadHistory returns at most newest events, oldest first.
 	ReadHistory(ctx context.Context, newest int) ([]cluster.Event, error)
+	// ReadActivities returns the records of all activities. One that cannot be read
+	// has Err set and nothing but its ID in its Value.
+	ReadActivities(ctx context.Context) ([]cluster.Versioned[cluster.ActivityRecord], error)
+	// ReadActivity returns one; an absent one is not present and no error.
+	ReadActivity(ctx context.Context, id cluster.ActivityID) (cluster.Versioned[cluster.ActivityRecord], error)
 }
 
 // Initializer makes the tree of a new cluster.

@@ -56,6 +56,7 @@ func (s *Server) getExplain(r *request) (answer, error) {
 			x.e.What = "primary"
 			x.role()
 		}
+		s.explainActivities(r.ctx, x, n.Name)
 		return *x.e, nil
 	})
 }

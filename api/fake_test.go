@@ -60,10 +60,13 @@ type fakeStore struct {
 	readError      map[cluster.NodeID]error
 	views          map[cluster.NodeID]string // published
 	tests          map[cluster.NodeID]string // of fence devices, published
+	nodeLeases     string                    // the record; empty: there is none
 	viewError      error
 	historyError   error
 	faults         map[string]map[string]string
 	secrets        map[string]cluster.Versioned[cluster.SealedSecret]
+	activities     map[cluster.ActivityID]cluster.Versioned[cluster.ActivityRecord]
+	activityError  error
 }
 
 func newFakeStore(clock cluster.Clock) *fakeStore {
@@ -159,6 +162,8 @@ func (f *fakeStore) apply(t cluster.Txn) cluster.TxnResult {
 			version, err = write(&n.Order, op)
 			next.Nodes = maps.Clone(next.Nodes)
 			next.Nodes[op.Key.Node] = n
+		case cluster.KeyMemberOrder:
+			version, err = write(&next.MemberOrder, op)
 		case cluster.KeySecret:
 			kept := f.secrets[op.Key.Name]
 			version, err = write(&kept, op)
@@ -169,6 +174,11 @@ func (f *fakeStore) apply(t cluster.Txn) cluster.TxnResult {
 			if f.secrets[op.Key.Name] = kept; !kept.Present {
 				delete(f.secrets, op.Key.Name)
 			}
+		case cluster.KeyActivity:
+			kept := f.activities[cluster.ActivityID(op.Key.Name)]
+			version, err = write(&kept, op)
+			f.activities = maps.Clone(f.activities)
+			f.activities[cluster.ActivityID(op.Key.Name)] = kept
 		case cluster.KeyHistory:
 			if op.Kind != cluster.OpCreateSequential {
 				err = errors.New("history is appended to")
@@ -248,6 +258,8 @@ func (f *fakeStore) ReadText(_ context.Context, k cluster.Key) (cluster.Versione
 	case cluster.KeyView:
 		text, there := f.views[k.Node]
 		return cluster.Versioned[string]{Present: there, Value: text}, f.viewError
+	case cluster.KeyNodeLeases:
+		return cluster.Versioned[string]{Present: f.nodeLeases != "", Value: f.nodeLeases}, nil
 	case cluster.KeyFenceTests:
 		text, there := f.tests[k.Node]
 		return cluster.Versioned[string]{Present: there, Value: text}, nil

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -128,7 +129,7 @@ func routeTable() []route {
 	for i := range pvc {
 		pvc[i].lenient = true
 	}
-	return append(pvc, ourRoutes()...)
+	return slices.Concat(pvc, ourRoutes(), memberRoutes(), activityRoutes())
 }
 
 func ourRoutes() []route {
@@ -152,6 +153,7 @@ func ourRoutes() []route {
 		{method: get, path: "/fences", summary: "Fence records, operators' orders, what happened to fences, and the tests of fence devices", handle: (*Server).getFences, reply: FencesView{}, params: fencesParams},
 		{method: get, path: "/fence/{node}", summary: "The same of one node", handle: (*Server).getFence, reply: FencesView{}, params: fencesParams},
 		{method: post, path: "/fence/{node}", summary: "Order a node to be fenced, its fence confirmed or canceled, or its fence devices tested", need: RoleOperate, handle: (*Server).postFence, reply: FenceAnswer{}, params: fenceParams},
+		leaseRoute(),
 		{method: get, path: "/secrets", summary: "The sealed passwords of fence devices, by name", handle: (*Server).getSecrets, reply: []SecretView{}},
 		{method: post, path: "/secret/{name}", summary: "Store a sealed password of fence devices", need: RoleOperate, handle: (*Server).postSecret, reply: Message{}, params: secretParams},
 		{method: del, path: "/secret/{name}", summary: "Remove a sealed password of fence devices", need: RoleOperate, handle: (*Server).deleteSecret, reply: Message{}},

@@ -19,4 +19,6 @@ var (
 	ErrDeadline      = errors.New("deadline passed")
 	ErrStaleEpoch    = errors.New("an epoch larger than the request's has been seen")
 	ErrRefused       = errors.New("refused")
+	ErrRemoved       = errors.New("this node was removed from the cluster")
+	ErrNotInCluster  = errors.New("not in the cluster")
 )

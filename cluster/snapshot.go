@@ -49,7 +49,10 @@ type Snapshot struct {
 	Maintenance       Versioned[bool]
 	MaintenanceRecord Versioned[MaintenanceRecord]
 	Failover          Versioned[FailoverSettings]
-	RoleLock          []LockChild // ordered by Seq
+	Quorum            Versioned[QuorumSet]
+	Members           Versioned[Members]     // emptied: nobody was removed yet
+	MemberOrder       Versioned[MemberOrder] // an operator's, not carried out yet
+	RoleLock          []LockChild            // ordered by Seq
 	Nodes             map[NodeID]NodeView
 }
 

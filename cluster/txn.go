@@ -40,6 +40,12 @@ const (
 	KeyFenceOrder                // (node) FenceOrder; nil: none stands
 	KeyFenceTests                // (node) FenceTests
 	KeySecret                    // (name) SealedSecret
+	KeyQuorumSet                 // QuorumSet
+	KeyMembers                   // Members; nil: nobody was removed yet
+	KeyMemberOrder               // MemberOrder; nil: none stands
+	KeyNodeLeases                // NodeLeases, as the primary holds them
+	KeyLogDir                    // (node) what holds KeyLog; to be deleted only
+	KeyActivity                  // (name) ActivityRecord
 )
 
 // Key identifies one record.

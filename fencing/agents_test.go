@@ -174,7 +174,7 @@ func TestALyingControllerBehindAnAgentHasFailed(t *testing.T) {
 	faults := &bmc.Faults{}
 	faults.Lying(true)
 	d := ipmilan(t, &machine{on: true}, faults)
-	d.Timeout = 5 * time.Second
+	d.Timeout = 12 * time.Second // a status takes the agent, in Python, a second on a busy machine
 	began := time.Now()
 	r := agentAttempt(t, d, testPassword, ActionOff)
 	if r.Result != ResultFailed || !strings.Contains(r.Error, "still reads on") {

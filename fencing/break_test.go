@@ -19,7 +19,7 @@ func TestARecordInAnUnknownStageIsReplacedAndNotCarriedOn(t *testing.T) {
 	if Due(snap.Nodes["b"].Fence, now) {
 		t.Error("a record in a stage that nobody can carry on is due, each tick anew")
 	}
-	r, refusal, err := b.Fence(t.Context(), b.action())
+	r, refusal, err := b.Fence(t.Context(), live(7), b.action())
 	if refusal != nil {
 		t.Fatalf("refused: %+v", refusal)
 	}
@@ -40,7 +40,7 @@ func TestRubbishInARecordHitsNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			b.store.put(bFence, r)
-			got, _, err := b.Resume(t.Context(), "b")
+			got, _, err := b.Resume(t.Context(), live(7), "b")
 			if err != nil || got.Stage != cluster.FenceCanceled || len(b.orders) != 0 {
 				t.Errorf("stage %s, orders %v: %v; want it canceled and nothing ordered", got.Stage, b.orders, err)
 			}
@@ -56,7 +56,7 @@ func TestAControllerThatReadsOffAndThenOnIsNoProof(t *testing.T) {
 			_ = b.node.On()
 		}
 	}
-	r, _, err := b.Fence(t.Context(), b.action())
+	r, _, err := b.Fence(t.Context(), live(7), b.action())
 	if err != nil || r.Stage != cluster.FenceFailed || r.Proof != "" {
 		t.Errorf("stage %s, proof %q: %v", r.Stage, r.Proof, err)
 	}
@@ -78,7 +78,7 @@ func lateResult(t *testing.T) {
 			b.store.put(leaseKey, cluster.Lease{Holder: "a", Incarnation: "boot-a.1", Epoch: 9})
 		}
 	}
-	r, _, err := b.Fence(t.Context(), b.action())
+	r, _, err := b.Fence(t.Context(), live(7), b.action())
 	if err == nil || b.store.record().Stage != cluster.FencePowerOff {
 		t.Errorf("stage %s in the store (%s told): %v", b.store.record().Stage, r.Stage, err)
 	}
@@ -109,7 +109,7 @@ func dieAtCommit(t *testing.T, at int, mode reply) {
 			time.AfterFunc(commitPause/2, cancel) // while it waits to ask again
 		}
 	}
-	_, _, _ = b.Fence(ctx, b.action())
+	_, _, _ = b.Fence(ctx, live(7), b.action())
 	cancel()
 	b.store.before = nil
 	b.store.put(leaseKey, cluster.Lease{Holder: "a", Incarnation: "boot-a.1", Epoch: 8})
@@ -118,7 +118,7 @@ func dieAtCommit(t *testing.T, at int, mode reply) {
 	if snap, now := b.snapshotNow(); Due(snap.Nodes["b"].Fence, now) {
 		r, err = b.resumeWhole(t)
 	} else if r = b.store.record(); !r.Ended() {
-		r, _, err = b.Fence(t.Context(), b.action())
+		r, _, err = b.Fence(t.Context(), live(7), b.action())
 	}
 	if err != nil || r.Stage != cluster.FenceDone || b.store.count() != 1 {
 		t.Errorf("died at commit %d (applied %v): ended in %s, %d of the budget spent: %v", at, mode == lostApplied, r.Stage, b.store.count(), err)
@@ -151,11 +151,11 @@ func TestSwitchesThatCannotBeReadForbid(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			b.Store = spoiled{b.store, spoil}
-			if _, refusal, err := b.Fence(t.Context(), b.action()); err != nil || refusal == nil || b.store.record().ID != "" {
+			if _, refusal, err := b.Fence(t.Context(), live(7), b.action()); err != nil || refusal == nil || b.store.record().ID != "" {
 				t.Errorf("claimed %+v, refusal %+v: %v", b.store.record(), refusal, err)
 			}
 			b.store.put(bFence, cluster.FenceRecord{ID: "x", Node: "b", Incarnation: "boot-b.1", Stage: cluster.FenceClaimed, Epoch: 7, By: "a", Keepalive: b.action().Keepalive})
-			r, _, err := b.Resume(t.Context(), "b")
+			r, _, err := b.Resume(t.Context(), live(7), "b")
 			if err != nil || r.Stage != cluster.FenceCanceled || len(b.orders) != 0 {
 				t.Errorf("resumed to %s, orders %v: %v", r.Stage, b.orders, err)
 			}
@@ -185,6 +185,6 @@ func (s lagging) Refresh(ctx context.Context) (*cluster.Snapshot, error) {
 func TestAViewThatLagsBehindOnesOwnWrites(t *testing.T) {
 	b := newBench(t)
 	b.Store = lagging{b.store, &cluster.Versioned[cluster.FenceRecord]{}}
-	r, _, err := b.Fence(t.Context(), b.action())
+	r, _, err := b.Fence(t.Context(), live(7), b.action())
 	checkFenced(t, b, r, err)
 }

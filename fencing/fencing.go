@@ -70,7 +70,8 @@ type Options struct {
 // at a time.
 type Fencer struct {
 	Options
-	reign reign
+	reign  reign
+	rested rested
 }
 
 // New returns a Fencer, or why it cannot be one.
@@ -87,8 +88,8 @@ func New(o Options) (*Fencer, error) {
 
 // How long the Fencer waits for things that are not a device.
 const (
-	lockWait    = 5 * time.Second // for the fence lock; a lost contention after that
-	unlockWait  = 2 * time.Second
+	lockWait    = 5 * time.Second        // for the fence lock; a lost contention after that
+	unlockWait  = time.Second            // less than an activity is given to end, which it is part of
 	commitWait  = 2 * time.Second        // for one Multi's reply
 	commitTries = 40                     // conflicts with one's own renewals, lost replies
 	commitPause = 100 * time.Millisecond // between tries that were not answered
@@ -98,8 +99,9 @@ const (
 // Fence claims the action's fence and carries it as far as it goes: to done,
 // failed, manual or canceled. A refusal says why nothing was claimed, or that
 // the record is manual. A record of the same incarnation that is under way is
-// carried on, whoever began it.
-func (f *Fencer) Fence(ctx context.Context, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error) {
+// carried on, whoever began it. No power is taken or given once the token of
+// the activity behind it is dead; the record stays for the next one.
+func (f *Fencer) Fence(ctx context.Context, token cluster.Token, a cluster.Action) (cluster.FenceRecord, *cluster.Refusal, error) {
 	var record cluster.FenceRecord
 	var refusal *cluster.Refusal
 	err := f.locked(ctx, a.Node, func(ctx context.Context) error {
@@ -108,6 +110,7 @@ func (f *Fencer) Fence(ctx context.Context, a cluster.Action) (cluster.FenceReco
 			refusal = refused
 			return err
 		}
+		w.token = token
 		refusal, err = w.drive(ctx)
 		record = w.record.Value
 		return err
@@ -117,7 +120,7 @@ func (f *Fencer) Fence(ctx context.Context, a cluster.Action) (cluster.FenceReco
 
 // Resume carries on a record that is there: another primary's, or a failed one
 // whose backoff has passed (see Due).
-func (f *Fencer) Resume(ctx context.Context, node cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (f *Fencer) Resume(ctx context.Context, token cluster.Token, node cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error) {
 	var record cluster.FenceRecord
 	var refusal *cluster.Refusal
 	err := f.locked(ctx, node, func(ctx context.Context) error {
@@ -125,6 +128,7 @@ func (f *Fencer) Resume(ctx context.Context, node cluster.NodeID) (cluster.Fence
 		if err != nil {
 			return err
 		}
+		w.token = token
 		refusal, err = w.again(ctx)
 		record = w.record.Value
 		return err
@@ -180,6 +184,7 @@ type work struct {
 	record  cluster.Versioned[cluster.FenceRecord]
 	view    cluster.NodeView // of the node, as of the last look
 	epoch   cluster.Epoch
+	token   cluster.Token      // the right to take and give power
 	resumed bool               // an attempt of an earlier fencer may have been under way
 	from    cluster.FenceStage // at which an earlier fencer's record was adopted
 	// forgotten: the record as it was found had stood for longer than an order is
@@ -299,6 +304,9 @@ func (w *work) drive(ctx context.Context) (*cluster.Refusal, error) {
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("fence node %s, in stage %s: %w", w.node, w.record.Value.Stage, context.Cause(ctx))
+		}
+		if err := w.token.Check(); err != nil {
+			return nil, fmt.Errorf("fence node %s, in stage %s: %w", w.node, w.record.Value.Stage, err)
 		}
 		var err error
 		switch r := w.record.Value; r.Stage {

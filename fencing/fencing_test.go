@@ -50,7 +50,7 @@ func TestFenceThroughARealController(t *testing.T) {
 	b.Config = Config{Nodes: map[string]NodeConfig{"b": {Levels: [][]Device{{device}}}}}.WithDefaults()
 	b.Runner = childRunner(t)
 	started := time.Now()
-	r, refusal, err := b.Fence(t.Context(), b.action())
+	r, refusal, err := b.Fence(t.Context(), live(7), b.action())
 	if refusal != nil {
 		t.Fatalf("refused: %+v", refusal)
 	}
@@ -70,7 +70,7 @@ func TestFenceThroughARealController(t *testing.T) {
 
 func TestCleaningTouchesOnlyWhatTheProofAllows(t *testing.T) {
 	b := newBench(t)
-	if _, _, err := b.Fence(t.Context(), b.action()); err != nil {
+	if _, _, err := b.Fence(t.Context(), live(7), b.action()); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"memused": "0", "cpuload": "0.00", "runningdomains": "vm1 vm2"} {
@@ -81,7 +81,7 @@ func TestCleaningTouchesOnlyWhatTheProofAllows(t *testing.T) {
 
 	h := newBench(t)
 	h.store.put(bRouter, cluster.RouterClient)
-	if _, _, err := h.Fence(t.Context(), h.action()); err != nil {
+	if _, _, err := h.Fence(t.Context(), live(7), h.action()); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.store.get(bRouter); got != cluster.RouterClient {
@@ -94,7 +94,7 @@ func TestAFailedFenceChangesNoRoleRecord(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
 			breakIt(b)
-			r, refusal, err := b.Fence(t.Context(), b.action())
+			r, refusal, err := b.Fence(t.Context(), live(7), b.action())
 			if err != nil || refusal != nil || r.Stage != cluster.FenceFailed {
 				t.Fatalf("%s: %+v, %v", r.Stage, refusal, err)
 			}
@@ -109,7 +109,7 @@ func TestAFailedFenceChangesNoRoleRecord(t *testing.T) {
 			if due := DueNodes(b.snapshotNow()); !slices.Equal(due, []cluster.NodeID{"b"}) {
 				t.Errorf("due: %v", due)
 			}
-			r, _, err = b.Resume(t.Context(), "b")
+			r, _, err = b.Resume(t.Context(), live(7), "b")
 			checkFenced(t, b, r, err)
 			if r.Tries != 2 {
 				t.Errorf("%d tries", r.Tries)
@@ -121,7 +121,7 @@ func TestAFailedFenceChangesNoRoleRecord(t *testing.T) {
 func TestNoDeviceIsARefusalAndAManualRecord(t *testing.T) {
 	b := newBench(t)
 	b.Config.Nodes = nil
-	r, refusal, err := b.Fence(t.Context(), b.action())
+	r, refusal, err := b.Fence(t.Context(), live(7), b.action())
 	if err != nil || refusal == nil || refusal.Code != cluster.RefuseNoDevice || r.Stage != cluster.FenceManual {
 		t.Fatalf("%s, %+v, %v", r.Stage, refusal, err)
 	}
@@ -164,7 +164,7 @@ func TestASignOfLifeBeforePowerOffCancels(t *testing.T) {
 						sign.show(b.store)
 					}
 				}
-				r, _, err := b.Fence(t.Context(), b.action())
+				r, _, err := b.Fence(t.Context(), live(7), b.action())
 				if err != nil || r.Stage != cluster.FenceCanceled || r.Proof != sign.proof {
 					t.Errorf("%s, proof %q, %v", r.Stage, r.Proof, err)
 				}
@@ -183,7 +183,7 @@ func TestASignOfLifeBeforeTheClaimIsARefusal(t *testing.T) {
 	b := newBench(t)
 	a := b.action()
 	b.store.put(bBeat, int64(2))
-	r, refusal, err := b.Fence(t.Context(), a)
+	r, refusal, err := b.Fence(t.Context(), live(7), a)
 	if err != nil || refusal == nil || r.ID != "" || len(b.store.commits) != 0 {
 		t.Errorf("%+v, %+v, %v", r, refusal, err)
 	}
@@ -204,7 +204,7 @@ func TestSwitchedOffBeforePowerOffWithdraws(t *testing.T) {
 				off(b.store)
 			}
 		}
-		if r, _, err := b.Fence(t.Context(), b.action()); err != nil || r.Stage != cluster.FenceCanceled || len(b.orders) != 0 {
+		if r, _, err := b.Fence(t.Context(), live(7), b.action()); err != nil || r.Stage != cluster.FenceCanceled || len(b.orders) != 0 {
 			t.Errorf("%s: %s, orders %v, %v", name, r.Stage, b.orders, err)
 		}
 	}
@@ -213,7 +213,7 @@ func TestSwitchedOffBeforePowerOffWithdraws(t *testing.T) {
 func TestOnlyThePrimaryFences(t *testing.T) {
 	b := newBench(t)
 	b.store.put(leaseKey, cluster.Lease{Holder: "a", Incarnation: "boot-a.2", Epoch: 8})
-	if _, _, err := b.Fence(t.Context(), b.action()); !errors.Is(err, cluster.ErrRefused) {
+	if _, _, err := b.Fence(t.Context(), live(7), b.action()); !errors.Is(err, cluster.ErrRefused) {
 		t.Errorf("an earlier start of the primary's daemon: %v", err)
 	}
 	if len(b.store.commits) != 0 || len(b.orders) != 0 {
@@ -232,7 +232,7 @@ func TestARoleLostMidwayStopsTheFence(t *testing.T) {
 				b.store.put(leaseKey, cluster.Lease{Holder: "c", Incarnation: "boot-c.1", Epoch: 8})
 			}
 		}
-		_, _, err := b.Fence(t.Context(), b.action())
+		_, _, err := b.Fence(t.Context(), live(7), b.action())
 		if !errors.Is(err, cluster.ErrRefused) {
 			t.Errorf("%s: %v", stage, err)
 		}
@@ -251,7 +251,7 @@ func TestRenewalsOfOnesOwnLeaseAreNoObstacle(t *testing.T) {
 		}
 		renewals++
 	}
-	r, _, err := b.Fence(t.Context(), b.action())
+	r, _, err := b.Fence(t.Context(), live(7), b.action())
 	checkFenced(t, b, r, err)
 }
 
@@ -263,7 +263,7 @@ func TestLostRepliesChangeNothing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBench(t)
 				b.store.replies = append(make([]reply, i), mode)
-				r, _, err := b.Fence(t.Context(), b.action())
+				r, _, err := b.Fence(t.Context(), live(7), b.action())
 				checkFenced(t, b, r, err)
 				if got := b.store.stages(); !slices.Equal(got, wholeFence) {
 					t.Errorf("reply %d lost (%d): history tells of %v", i, mode, got)
@@ -286,7 +286,7 @@ func TestANewPrimaryCarriesOnFromEveryStage(t *testing.T) {
 					die(errors.New("the role ended"))
 				}
 			}
-			if _, _, err := b.Fence(ctx, b.action()); err == nil {
+			if _, _, err := b.Fence(ctx, live(7), b.action()); err == nil {
 				t.Fatal("the fence went on without the role")
 			}
 			b.store.before = nil
@@ -319,7 +319,7 @@ func TestAResumerVerifiesAndDoesNotTrust(t *testing.T) {
 			Keepalive: b.action().Keepalive, Attempts: []cluster.FenceAttempt{{Device: "bmc", Action: ActionOff, Result: ResultOff}},
 		})
 		// The record says off; the machine has power.
-		r, _, err := b.Resume(t.Context(), "b")
+		r, _, err := b.Resume(t.Context(), live(7), "b")
 		if err != nil || r.Stage != cluster.FenceFailed {
 			t.Fatalf("%s, %v", r.Stage, err)
 		}
@@ -338,7 +338,7 @@ func TestAResumerPowersOnOnlyAfterTheEarlierOrder(t *testing.T) {
 		})
 		poweredOn := false
 		b.during = func(action string) { poweredOn = poweredOn || action == ActionOn }
-		if r, _, err := b.Resume(t.Context(), "b"); err != nil || r.Stage != cluster.FenceRecover || poweredOn {
+		if r, _, err := b.Resume(t.Context(), live(7), "b"); err != nil || r.Stage != cluster.FenceRecover || poweredOn {
 			t.Fatalf("%s, powered on %v, %v: an order may be under way, and another node must not wait for it", r.Stage, poweredOn, err)
 		}
 		left := cluster.Versioned[cluster.FenceRecord]{Present: true, Value: b.store.get(bFence).(cluster.FenceRecord), SeenAt: 1}
@@ -348,7 +348,7 @@ func TestAResumerPowersOnOnlyAfterTheEarlierOrder(t *testing.T) {
 		if !b.Due(left, left.SeenAt.Add(DefaultTimeout+2*childSlack)) {
 			t.Error("never due again")
 		}
-		if r, _, err := b.Resume(t.Context(), "b"); err != nil || r.Stage != cluster.FenceDone || !poweredOn {
+		if r, _, err := b.Resume(t.Context(), live(7), "b"); err != nil || r.Stage != cluster.FenceDone || !poweredOn {
 			t.Fatalf("%s, powered on %v, %v", r.Stage, poweredOn, err)
 		}
 	})
@@ -366,7 +366,7 @@ func TestANodeThatRegistersAfterTheProofIsLeftAlone(t *testing.T) {
 				}
 			}
 		}
-		r, _, err := b.Fence(t.Context(), b.action())
+		r, _, err := b.Fence(t.Context(), live(7), b.action())
 		if err != nil || r.Stage != cluster.FenceDone {
 			t.Fatalf("%s: %s, %v", name, r.Stage, err)
 		}
@@ -379,7 +379,7 @@ func TestANodeThatRegistersAfterTheProofIsLeftAlone(t *testing.T) {
 func TestOneFenceAtATime(t *testing.T) {
 	b := newBench(t)
 	b.store.locked = true
-	if _, _, err := b.Fence(t.Context(), b.action()); !errors.Is(err, cluster.ErrLockTimeout) {
+	if _, _, err := b.Fence(t.Context(), live(7), b.action()); !errors.Is(err, cluster.ErrLockTimeout) {
 		t.Errorf("fenced beside another: %v", err)
 	}
 	if len(b.store.commits) != 0 {
@@ -392,7 +392,7 @@ func TestARoleThatEndsDuringAnAttemptLeavesTheStage(t *testing.T) {
 	ctx, end := context.WithCancelCause(t.Context())
 	ended := errors.New("the role ended")
 	b.during = func(string) { end(ended) }
-	_, _, err := b.Fence(ctx, b.action())
+	_, _, err := b.Fence(ctx, live(7), b.action())
 	if !errors.Is(err, ended) {
 		t.Errorf("ended with %v", err)
 	}
@@ -407,7 +407,7 @@ func TestARoleThatEndsDuringAnAttemptLeavesTheStage(t *testing.T) {
 func TestAGuardThatIsLostInAnAttemptLeavesTheStage(t *testing.T) {
 	b := newBench(t)
 	b.lost = true
-	if r, _, err := b.Fence(t.Context(), b.action()); !errors.Is(err, cluster.ErrUnknown) || r.Stage != cluster.FencePowerOff {
+	if r, _, err := b.Fence(t.Context(), live(7), b.action()); !errors.Is(err, cluster.ErrUnknown) || r.Stage != cluster.FencePowerOff {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	b.lost = false
@@ -416,8 +416,14 @@ func TestAGuardThatIsLostInAnAttemptLeavesTheStage(t *testing.T) {
 	}
 }
 
+// live is the right of an activity at this epoch that never ends.
+func live(e cluster.Epoch) cluster.Token {
+	lease := cluster.NodeLeaseID{Holder: "a", Start: "s", Epoch: e}
+	return cluster.MintToken(cluster.NewTokenWire(lease, "fence-1", "fence-1", false), func() error { return nil })
+}
+
 func TestResumeWithoutARecord(t *testing.T) {
-	if _, _, err := newBench(t).Resume(t.Context(), "b"); !errors.Is(err, cluster.ErrNotFound) {
+	if _, _, err := newBench(t).Resume(t.Context(), live(7), "b"); !errors.Is(err, cluster.ErrNotFound) {
 		t.Error(err)
 	}
 }
@@ -425,7 +431,7 @@ func TestResumeWithoutARecord(t *testing.T) {
 func TestANewDeathOfTheSameNodeIsANewFence(t *testing.T) {
 	b := newBench(t)
 	b.store.put(bFence, cluster.FenceRecord{ID: "old", Node: "b", Incarnation: "boot-b.0", Stage: cluster.FencePowerOff, Tries: 3, Epoch: 5})
-	r, _, err := b.Fence(t.Context(), b.action())
+	r, _, err := b.Fence(t.Context(), live(7), b.action())
 	checkFenced(t, b, r, err)
 	if r.ID == "old" || r.Incarnation != "boot-b.1" || r.Tries != 1 {
 		t.Errorf("record %+v", r)

@@ -385,7 +385,7 @@ func TestRunnerDrivesRealChildren(t *testing.T) {
 	a.Name, b.Name, c.Name = "left", "right", "broken"
 	runner := childRunner(t)
 
-	attempts, proven := runner.Off(t.Context(), 7, [][]Device{{c}, {a, b}})
+	attempts, proven := runner.Off(t.Context(), live(7), [][]Device{{c}, {a, b}})
 	if !proven || len(attempts) != 3 {
 		t.Fatalf("proven=%v attempts=%+v", proven, attempts)
 	}
@@ -394,10 +394,10 @@ func TestRunnerDrivesRealChildren(t *testing.T) {
 			t.Error("a supply still gives power")
 		}
 	}
-	if _, proven := runner.Off(t.Context(), 7, [][]Device{{a, c}}); proven {
+	if _, proven := runner.Off(t.Context(), live(7), [][]Device{{a, c}}); proven {
 		t.Error("proven although one of two supplies did not confirm")
 	}
-	if on := runner.On(t.Context(), 7, []Device{a, b}); on[0].Result != ResultOn || on[1].Result != ResultOn {
+	if on := runner.On(t.Context(), live(7), []Device{a, b}); on[0].Result != ResultOn || on[1].Result != ResultOn {
 		t.Errorf("on: %+v", on)
 	}
 	if got, proven := runner.Status(t.Context(), 7, [][]Device{{a, b}}); proven || got[0].Result != ResultOn {
@@ -419,14 +419,14 @@ func TestARunThatTellsNothingIsUnknown(t *testing.T) {
 		runner := Runner{WallMS: func() int64 { return 1 }, Run: func(context.Context, cluster.RunRequest) (cluster.RunResult, error) {
 			return out, nil
 		}}
-		if got, proven := runner.Off(t.Context(), 1, [][]Device{{d}}); proven || got[0].Result != ResultUnknown {
+		if got, proven := runner.Off(t.Context(), live(1), [][]Device{{d}}); proven || got[0].Result != ResultUnknown {
 			t.Errorf("%s: %+v, proven %v", name, got, proven)
 		}
 	}
 	failing := Runner{WallMS: func() int64 { return 1 }, Run: func(context.Context, cluster.RunRequest) (cluster.RunResult, error) {
 		return cluster.RunResult{}, errors.New("guard is gone")
 	}}
-	if got, proven := failing.Off(t.Context(), 1, [][]Device{{d}}); proven || !strings.Contains(got[0].Error, "guard is gone") {
+	if got, proven := failing.Off(t.Context(), live(1), [][]Device{{d}}); proven || !strings.Contains(got[0].Error, "guard is gone") {
 		t.Errorf("%+v, proven %v", got, proven)
 	}
 }
@@ -438,7 +438,7 @@ func TestPasswordTravelsOnStandardInputOnly(t *testing.T) {
 		seen = r
 		return cluster.RunResult{}, nil
 	}}
-	runner.Off(t.Context(), 7, [][]Device{{d}})
+	runner.Off(t.Context(), live(7), [][]Device{{d}})
 	if strings.Contains(fmt.Sprint(seen.Argv, seen.Env), testPassword) || !bytes.Contains(seen.Stdin, []byte(testPassword)) {
 		t.Errorf("request %+v", seen)
 	}

@@ -18,7 +18,7 @@ import (
 // Whether the node looks dead is the caller's to judge; keepalive is the Mzxid
 // of the newest keepalive that his judgement rests on, and a confirmation is
 // refused where there is another by then.
-func (f *Fencer) Order(ctx context.Context, order cluster.Versioned[cluster.FenceOrder], keepalive int64) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (f *Fencer) Order(ctx context.Context, token cluster.Token, order cluster.Versioned[cluster.FenceOrder], keepalive int64) (cluster.FenceRecord, *cluster.Refusal, error) {
 	var record cluster.FenceRecord
 	var refusal *cluster.Refusal
 	err := f.locked(ctx, order.Value.Node, func(ctx context.Context) error {
@@ -27,6 +27,7 @@ func (f *Fencer) Order(ctx context.Context, order cluster.Versioned[cluster.Fenc
 			refusal = refused
 			return err
 		}
+		w.token = token
 		refusal, err = w.drive(ctx)
 		record = w.record.Value
 		return err
@@ -209,7 +210,7 @@ func (f *Fencer) Ripe(view cluster.NodeView, now cluster.Instant) (ripe, try boo
 	if _, back := returnedFrom(r.Value, forgotten(r, now), view); back && Cancelable(r.Value.Stage) {
 		return true, false
 	}
-	if f.ownLeft(view, now) {
+	if f.left(view, now) {
 		return true, false
 	}
 	if from, _ := f.watchdogFrom(view); !now.Before(from) {
@@ -219,15 +220,17 @@ func (f *Fencer) Ripe(view cluster.NodeView, now cluster.Instant) (ripe, try boo
 	return try, try
 }
 
-// ownLeft reports whether an order is out in a fence of this very start, which
-// is primary by now: whoever sent it has lost the role before this reign, and its
-// attempts have ended with that, at the latest by their own deadline. Nobody else
-// ends such a record (I7), and nobody takes his own power.
-func (f *Fencer) ownLeft(view cluster.NodeView, now cluster.Instant) bool {
+// left reports whether an order was left out in a fence that nobody carries on:
+// whoever sent it has lost the role before this reign, or was this fencer, which
+// has rested since; its attempts have ended, at the latest by their own deadline.
+// Mostly the record is resumed long before. It is not where that is this very
+// start, which takes no power of its own, nor where too few node leases are held:
+// the node may have booted since and wait for the end of this fence before it
+// registers, so that it would never be one of those that are missing (I7).
+func (f *Fencer) left(view cluster.NodeView, now cluster.Instant) bool {
 	r := view.Fence
-	return view.Name == f.Owner.Node && r.Value.Incarnation == f.Owner.Incarnation &&
-		(r.Value.Stage == cluster.FencePowerOff || r.Value.Stage == cluster.FenceVerify) &&
-		now.Sub(max(r.SeenAt, f.reign.began())) >= f.attemptsEnd(r.Value.Node)
+	return (r.Value.Stage == cluster.FencePowerOff || r.Value.Stage == cluster.FenceVerify) &&
+		now.Sub(max(r.SeenAt, f.reign.began(), f.rested.of(view.Name))) >= f.attemptsEnd(r.Value.Node)
 }
 
 // watchdogFrom is from when on the watchdog's bound is the node's dead-proof:
@@ -274,7 +277,7 @@ func (w *work) otherProof() string {
 // A record that is not Ripe any more is left as it is. Each try of an order is
 // the caller's to weigh against who else is down (I6): without try no power is
 // ordered off.
-func (f *Fencer) Settle(ctx context.Context, node cluster.NodeID, try bool) (cluster.FenceRecord, *cluster.Refusal, error) {
+func (f *Fencer) Settle(ctx context.Context, token cluster.Token, node cluster.NodeID, try bool) (cluster.FenceRecord, *cluster.Refusal, error) {
 	var record cluster.FenceRecord
 	var refusal *cluster.Refusal
 	err := f.locked(ctx, node, func(ctx context.Context) error {
@@ -282,6 +285,7 @@ func (f *Fencer) Settle(ctx context.Context, node cluster.NodeID, try bool) (clu
 		if err != nil {
 			return err
 		}
+		w.token = token
 		refusal, err = w.settle(ctx, try)
 		record = w.record.Value
 		return err
@@ -297,8 +301,12 @@ func (w *work) settle(ctx context.Context, try bool) (*cluster.Refusal, error) {
 		}
 		return nil, w.step(ctx, Event{Kind: EventReturned, Proof: back.Proof, Detail: back.Detail}, nil)
 	}
-	if w.Clock != nil && w.ownLeft(w.view, w.Clock.Now()) { // a later look finds that it has returned
-		return nil, w.step(ctx, Event{Kind: EventFailed, Detail: fmt.Sprintf("node %s has become primary itself; its power was not verified off", w.node)}, nil)
+	if w.Clock != nil && w.left(w.view, w.Clock.Now()) { // a later look finds that it has returned
+		why := "its fence was left with an order out and could not be carried on"
+		if w.node == w.Owner.Node {
+			why = "it has become primary itself"
+		}
+		return nil, w.step(ctx, Event{Kind: EventFailed, Detail: fmt.Sprintf("node %s: %s; its power was not verified off", w.node, why)}, nil)
 	}
 	if from, missing := w.watchdogFrom(w.view); missing == "" && !w.Clock.Now().Before(from) {
 		if err := w.provenByWatchdog(ctx); err != nil {

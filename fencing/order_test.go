@@ -20,7 +20,7 @@ func (p *primary) obeyed(o cluster.Versioned[cluster.FenceOrder]) (cluster.Fence
 		if p.isDead() {
 			break
 		}
-		record, refusal, err := p.fencer.Order(p.ctx, o, p.snap().Nodes[bID].Keepalive.Mzxid)
+		record, refusal, err := p.fencer.Order(p.ctx, live(7), o, p.snap().Nodes[bID].Keepalive.Mzxid)
 		if err == nil {
 			return record, refusal
 		}
@@ -245,7 +245,7 @@ func TestAConfirmationAndASignOfLifeCannotBothWin(t *testing.T) {
 					once.Do(func() { show(r) })
 				}
 			}}
-			record, refusal, err := p.fencer.Order(p.ctx, order, r.snap().Nodes[bID].Keepalive.Mzxid)
+			record, refusal, err := p.fencer.Order(p.ctx, live(7), order, r.snap().Nodes[bID].Keepalive.Mzxid)
 			if record.Proof != "" || refusal == nil || r.record().Proof != "" {
 				t.Errorf("%s: proof %q, refusal %+v, %v", name, record.Proof, refusal, err)
 			}
@@ -273,7 +273,7 @@ func TestAHeldFenceIsLeftAlone(t *testing.T) {
 			t.Errorf("stands in %s with proof %q after %d more orders", record.Stage, record.Proof, len(r.orders)-made)
 		}
 		a := cluster.Action{Kind: cluster.ActionFence, Node: bID, Incarnation: bStart, Keepalive: r.snap().Nodes[bID].Keepalive.Mzxid}
-		if _, refusal, err := p.fencer.Fence(p.ctx, a); err != nil || refusal == nil || !strings.Contains(refusal.Detail, "cancelled by ann") {
+		if _, refusal, err := p.fencer.Fence(p.ctx, live(7), a); err != nil || refusal == nil || !strings.Contains(refusal.Detail, "cancelled by ann") {
 			t.Errorf("failover of its own accord: %+v, %v", refusal, err)
 		}
 		o.ID, o.Action = "o2", cluster.OrderConfirm
@@ -311,7 +311,7 @@ func TestALateAnswerLeavesTheNextOrder(t *testing.T) {
 		next := fenceOrder()
 		next.ID = "o2"
 		second := r.order(next)
-		if _, _, err := p.fencer.Order(p.ctx, first, 0); err != nil || !r.stands() {
+		if _, _, err := p.fencer.Order(p.ctx, live(7), first, 0); err != nil || !r.stands() {
 			t.Errorf("by the fencer: %v, stands %v", err, r.stands())
 		}
 		res := r.oper.Commit(r.ctx, cluster.Txn{Purpose: "test", Ops: []cluster.Op{cluster.EndOrder(bID, first)}})
@@ -388,7 +388,7 @@ func TestAnUnweighedTryIsNotMade(t *testing.T) {
 		if ripe, try := p.fencer.Ripe(r.snap().Nodes[bID], r.clock.Now()); !ripe || !try {
 			t.Errorf("ripe %v, for a try %v", ripe, try)
 		}
-		record, refusal, err := p.fencer.Settle(p.ctx, bID, false)
+		record, refusal, err := p.fencer.Settle(p.ctx, live(7), bID, false)
 		if err != nil || refusal != nil || record.Stage != cluster.FenceFailed || len(r.orders) != 0 {
 			t.Errorf("%s, %+v, %v after %v", record.Stage, refusal, err, r.orders)
 		}
@@ -396,7 +396,7 @@ func TestAnUnweighedTryIsNotMade(t *testing.T) {
 		if ripe, try := p.fencer.Ripe(r.snap().Nodes[bID], r.clock.Now()); !ripe || try {
 			t.Errorf("back: ripe %v, for a try %v", ripe, try)
 		}
-		if record, _, err = p.fencer.Settle(p.ctx, bID, false); err != nil || record.Stage != cluster.FenceCanceled {
+		if record, _, err = p.fencer.Settle(p.ctx, live(7), bID, false); err != nil || record.Stage != cluster.FenceCanceled {
 			t.Errorf("back: %s, %v", record.Stage, err)
 		}
 	})
@@ -422,7 +422,7 @@ func TestThePrimaryEndsWhatAnEarlierOneLeftOfItsOwnFence(t *testing.T) {
 			for range 3 {
 				time.Sleep(DefaultTimeout + 2*childSlack)
 				if ripe() {
-					if _, _, err := p.fencer.Settle(p.ctx, bID, false); err != nil {
+					if _, _, err := p.fencer.Settle(p.ctx, live(7), bID, false); err != nil {
 						t.Errorf("%s: %v", stage, err)
 					}
 				}
@@ -549,7 +549,7 @@ func TestAnOrdersLostReply(t *testing.T) {
 			p := r.lead("a")
 			left := 1
 			p.fencer.Store = lostReply{p, purpose, &left}
-			record, refusal, err := p.fencer.Order(p.ctx, r.order(fenceOrder()), 0)
+			record, refusal, err := p.fencer.Order(p.ctx, live(7), r.order(fenceOrder()), 0)
 			if err != nil || refusal != nil || record.Stage != cluster.FenceDone || left != 0 || !slices.Equal(r.told(), wholeFence) {
 				t.Errorf("%s: %s, %+v, %v, told %v", purpose, record.Stage, refusal, err, r.told())
 			}

@@ -333,11 +333,11 @@ func (p *primary) watch(limit time.Duration, fence bool) cluster.FenceRecord {
 		ripe, try := p.fencer.Ripe(view, now)
 		switch record = view.Fence.Value; {
 		case ripe:
-			record, _, err = p.fencer.Settle(p.ctx, bID, try)
+			record, _, err = p.fencer.Settle(p.ctx, live(7), bID, try)
 		case !view.Fence.Present && fence:
-			record, _, err = p.fencer.Fence(p.ctx, cluster.Action{Kind: cluster.ActionFence, Node: bID, Incarnation: bStart, Keepalive: view.Keepalive.Mzxid, Reason: "dead"})
+			record, _, err = p.fencer.Fence(p.ctx, live(7), cluster.Action{Kind: cluster.ActionFence, Node: bID, Incarnation: bStart, Keepalive: view.Keepalive.Mzxid, Reason: "dead"})
 		case p.fencer.Due(view.Fence, now):
-			record, _, err = p.fencer.Resume(p.ctx, bID)
+			record, _, err = p.fencer.Resume(p.ctx, live(7), bID)
 		}
 		if err == nil && (record.Stage == cluster.FenceDone || record.Stage == cluster.FenceCanceled) {
 			return record
@@ -639,7 +639,7 @@ func TestAKeepaliveAndAWatchdogsProofCannotBothWin(t *testing.T) {
 				r.keepalive()
 			}
 		}}
-		record, _, err := p.fencer.Settle(p.ctx, bID, true)
+		record, _, err := p.fencer.Settle(p.ctx, live(7), bID, true)
 		if !beaten || err != nil || record.Proof != "" || r.record().Stage != cluster.FenceFailed {
 			t.Errorf("after a keepalive (%v) it stands in %s, proof %q: %v", beaten, record.Stage, record.Proof, err)
 		}

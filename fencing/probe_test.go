@@ -107,7 +107,7 @@ func TestTwoSuppliesOfWhichOneLies(t *testing.T) {
 	agent.Name, agent.Timeout = "agent", 20*time.Second
 	runner := childRunner(t).For("hv2", "boot.1")
 
-	attempts, proven := runner.Off(t.Context(), 7, [][]Device{{left, right}})
+	attempts, proven := runner.Off(t.Context(), live(7), [][]Device{{left, right}})
 	if proven || result(attempts, "left") != ResultOff || result(attempts, "right") != ResultFailed {
 		t.Fatalf("proven %v: %+v", proven, attempts)
 	}
@@ -117,7 +117,7 @@ func TestTwoSuppliesOfWhichOneLies(t *testing.T) {
 	if attempts, proven := runner.Status(t.Context(), 7, [][]Device{{left, right}}); proven {
 		t.Errorf("proven by status: %+v", attempts)
 	}
-	attempts, proven = runner.Off(t.Context(), 7, [][]Device{{left, right}, {agent}})
+	attempts, proven = runner.Off(t.Context(), live(7), [][]Device{{left, right}, {agent}})
 	if on, _, _ := m.state(); !proven || result(attempts, "agent") != ResultOff || on {
 		t.Errorf("the next level: proven %v: %+v", proven, attempts)
 	}
@@ -126,7 +126,7 @@ func TestTwoSuppliesOfWhichOneLies(t *testing.T) {
 	liar.mu.Lock()
 	liar.lying = false
 	liar.mu.Unlock()
-	if attempts, proven = runner.Off(t.Context(), 7, [][]Device{{right, agent}}); !proven {
+	if attempts, proven = runner.Off(t.Context(), live(7), [][]Device{{right, agent}}); !proven {
 		t.Errorf("a mixed level: %+v", attempts)
 	}
 	if attempts, proven = runner.Status(t.Context(), 7, [][]Device{{right, agent}}); !proven {
@@ -145,14 +145,14 @@ func TestAWholeFenceByTwoSupplies(t *testing.T) {
 	left.Name, right.Name, right.Timeout = "left", "right", time.Second
 	b.Config = Config{Nodes: map[string]NodeConfig{"b": {Levels: [][]Device{{left, right}}}}}.WithDefaults()
 	b.Runner = childRunner(t)
-	r, _, err := b.Fence(t.Context(), b.action())
+	r, _, err := b.Fence(t.Context(), live(7), b.action())
 	if err != nil || r.Stage != cluster.FenceFailed || r.Proof != "" || b.store.get(bRouter) != cluster.RouterPrimary {
 		t.Fatalf("stage %s, proof %q, router state %v: %v", r.Stage, r.Proof, b.store.get(bRouter), err)
 	}
 	liar.mu.Lock()
 	liar.lying = false
 	liar.mu.Unlock()
-	r, _, err = b.Resume(t.Context(), "b")
+	r, _, err = b.Resume(t.Context(), live(7), "b")
 	if err != nil || r.Stage != cluster.FenceDone || r.Proof != ProofVerifiedOff || b.store.get(bRouter) != cluster.RouterSecondary {
 		t.Errorf("stage %s, proof %q, router state %v: %v", r.Stage, r.Proof, b.store.get(bRouter), err)
 	}

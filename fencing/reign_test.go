@@ -58,3 +58,32 @@ func TestReign(t *testing.T) {
 		}
 	}
 }
+
+// A fence that an earlier primary left with its order out, and that nobody may
+// carry on since too few node leases are held, ends once no attempt of it can run
+// any more: the node waits for that before it registers, and without it there may
+// never be enough leases (I7). No order is sent for it.
+func TestAFenceThatCannotBeCarriedOnLetsItsNodeRegister(t *testing.T) {
+	for _, stage := range []cluster.FenceStage{cluster.FencePowerOff, cluster.FenceVerify} {
+		inRealm(t, func(t *testing.T, r *realm) {
+			p := r.lead("a")
+			p.fencer.Reign(r.snap().Lease.Value.Epoch)
+			r.plantRecord(stage, r.snap().Nodes[bID].Record.Value.Incarnation, func(f *cluster.FenceRecord) { f.Epoch-- })
+			ripe := func() bool {
+				ripe, try := p.fencer.Ripe(r.snap().Nodes[bID], r.clock.Now())
+				return ripe && !try
+			}
+			if ripe() {
+				t.Errorf("%s: ripe at once", stage)
+			}
+			time.Sleep(DefaultTimeout + 2*childSlack)
+			if !ripe() {
+				t.Fatalf("%s: nobody ends it", stage)
+			}
+			record, _, err := p.fencer.Settle(p.ctx, live(7), bID, false)
+			if err != nil || record.Stage != cluster.FenceFailed || len(r.orders) != 0 {
+				t.Errorf("%s led to %s after %v: %v", stage, record.Stage, r.orders, err)
+			}
+		})
+	}
+}

@@ -32,7 +32,8 @@ type Runner struct {
 
 	node        cluster.NodeID // see For
 	incarnation cluster.Incarnation
-	lost        *atomic.Bool // an attempt was begun, and whether it has ended is not known; nil: nobody asks
+	token       *cluster.Token // the right to change the power; nil: only looked at
+	lost        *atomic.Bool   // an attempt was begun, and whether it has ended is not known; nil: nobody asks
 }
 
 // For returns a runner whose attempts know which node and which incarnation of
@@ -43,9 +44,11 @@ func (r Runner) For(node cluster.NodeID, incarnation cluster.Incarnation) Runner
 }
 
 // Off walks the node's levels until one proves it off. It returns every
-// attempt made, and whether every device of one level confirmed.
-func (r Runner) Off(ctx context.Context, epoch cluster.Epoch, levels [][]Device) ([]cluster.FenceAttempt, bool) {
-	return r.walk(ctx, epoch, levels, ActionOff)
+// attempt made, and whether every device of one level confirmed. It orders
+// nothing once the token is dead.
+func (r Runner) Off(ctx context.Context, token cluster.Token, levels [][]Device) ([]cluster.FenceAttempt, bool) {
+	r.token = &token
+	return r.walk(ctx, token.Epoch(), levels, ActionOff)
 }
 
 // Status reads every device of each level until one level reads off as a whole.
@@ -53,9 +56,11 @@ func (r Runner) Status(ctx context.Context, epoch cluster.Epoch, levels [][]Devi
 	return r.walk(ctx, epoch, levels, ActionStatus)
 }
 
-// On orders the devices on, all at once; it does not wait for the node.
-func (r Runner) On(ctx context.Context, epoch cluster.Epoch, devices []Device) []cluster.FenceAttempt {
-	return r.together(ctx, epoch, devices, ActionOn)
+// On orders the devices on, all at once; it does not wait for the node. It
+// orders nothing once the token is dead.
+func (r Runner) On(ctx context.Context, token cluster.Token, devices []Device) []cluster.FenceAttempt {
+	r.token = &token
+	return r.together(ctx, token.Epoch(), devices, ActionOn)
 }
 
 func (r Runner) walk(ctx context.Context, epoch cluster.Epoch, levels [][]Device, action string) ([]cluster.FenceAttempt, bool) {
@@ -92,6 +97,13 @@ func (r Runner) one(ctx context.Context, epoch cluster.Epoch, d Device, action s
 	return attempt
 }
 
+// unordered notes that an attempt was never made: its result is no device's.
+func (r Runner) unordered() {
+	if r.lost != nil {
+		r.lost.Store(true)
+	}
+}
+
 func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action string) (AttemptResult, error) {
 	limit := d.withDefaults().Timeout + childSlack
 	ctx, cancel := context.WithTimeout(ctx, askShare(d.withDefaults())+limit+childSlack) // the reading of the password included
@@ -107,6 +119,12 @@ func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action
 	owner := r.Owner
 	if owner == "" {
 		owner = cluster.OwnerPrimary
+	}
+	if r.token != nil {
+		if err := r.token.Check(); err != nil { // at the last instant before the effect
+			r.unordered()
+			return AttemptResult{}, fmt.Errorf("%s is not ordered of device %q: %w", action, d.Name, err)
+		}
 	}
 	out, err := r.Run(ctx, cluster.RunRequest{Owner: owner, Epoch: epoch, Argv: r.Argv, Stdin: stdin, Timeout: limit})
 	if err != nil {

@@ -188,7 +188,7 @@ func TestASealedPasswordIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c = c.WithDefaults()
-	attempts, proven := childRunner(t).Off(t.Context(), 7, c.Nodes["b"].Levels)
+	attempts, proven := childRunner(t).Off(t.Context(), live(7), c.Nodes["b"].Levels)
 	if on, _, _ := m.state(); !proven || on {
 		t.Errorf("%+v", attempts)
 	}
@@ -219,7 +219,7 @@ func TestAPasswordOfTheStoreIsUsed(t *testing.T) {
 	c = c.WithDefaults()
 	gone := func(context.Context, string) (string, error) { return "", errors.New("there is none of that name") }
 	for want, config := range map[string]Config{"does not ask": c, "there is none of that name": c.WithSecrets(gone)} {
-		attempts, proven := childRunner(t).Off(t.Context(), 7, config.Nodes["b"].Levels)
+		attempts, proven := childRunner(t).Off(t.Context(), live(7), config.Nodes["b"].Levels)
 		if on, _, _ := m.state(); proven || !on || !strings.Contains(attempts[0].Error, want) {
 			t.Errorf("%q: %+v", want, attempts)
 		}
@@ -227,7 +227,7 @@ func TestAPasswordOfTheStoreIsUsed(t *testing.T) {
 	kept := func(_ context.Context, name string) (string, error) {
 		return map[string]string{"bmc": sealed}[name], nil
 	}
-	attempts, proven := childRunner(t).Off(t.Context(), 7, c.WithSecrets(kept).Nodes["b"].Levels)
+	attempts, proven := childRunner(t).Off(t.Context(), live(7), c.WithSecrets(kept).Nodes["b"].Levels)
 	if on, _, _ := m.state(); !proven || on {
 		t.Errorf("%+v", attempts)
 	}

@@ -297,9 +297,9 @@ func (b *bench) snapshotNow() (*cluster.Snapshot, cluster.Instant) {
 // given again, as the nodes' watch does once the record is due.
 func (b *bench) resumeWhole(t *testing.T) (cluster.FenceRecord, error) {
 	t.Helper()
-	r, _, err := b.Resume(t.Context(), "b")
+	r, _, err := b.Resume(t.Context(), live(7), "b")
 	if err == nil && r.Stage == cluster.FenceRecover {
-		r, _, err = b.Resume(t.Context(), "b")
+		r, _, err = b.Resume(t.Context(), live(7), "b")
 	}
 	return r, err
 }

@@ -305,7 +305,8 @@ func (w *work) lifeless(r cluster.FenceRecord) []cluster.Op {
 func (w *work) powerOff(ctx context.Context) error {
 	node, _ := w.Config.Node(w.node)
 	runner := w.runner()
-	attempts, ok := runner.Off(ctx, w.epoch, node.Levels)
+	attempts, ok := runner.Off(ctx, w.token, node.Levels)
+	w.rested.see(w.node, w.Clock)
 	if runner.lost.Load() && ctx.Err() == nil {
 		// The guard was lost, and an attempt may be out still. The record stays at
 		// power_off, so that the node does not register meanwhile (I5); Resume
@@ -449,7 +450,7 @@ func (w *work) recover(ctx context.Context) error {
 		e.Detail = "left without power"
 	}
 	if dark := w.toPowerOn(); len(dark) > 0 && ctx.Err() == nil {
-		e.Attempts = w.runner().On(ctx, w.epoch, dark)
+		e.Attempts = w.runner().On(ctx, w.token, dark)
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("fence node %s, in stage %s: %w", w.node, w.record.Value.Stage, context.Cause(ctx))
 		}

@@ -34,7 +34,7 @@ func TestStopEndsWhateverTheProgramDoes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for end := time.Now().Add(5 * time.Second); ; <-time.After(2 * time.Millisecond) {
+			for end := time.Now().Add(20 * time.Second); ; <-time.After(2 * time.Millisecond) {
 				if _, err := os.Stat(ready); err == nil {
 					break
 				}
@@ -42,7 +42,7 @@ func TestStopEndsWhateverTheProgramDoes(t *testing.T) {
 					t.Fatal("the program is not ready")
 				}
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 			defer cancel()
 			if err := p.Stop(ctx, 50*time.Millisecond); err != nil || !p.Gone() {
 				t.Errorf("Stop: %v, gone %v", err, p.Gone())

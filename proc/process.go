@@ -59,6 +59,17 @@ func Start(c Command) (*Process, error) {
 	return launch(c, servicePrefix, nil, out, out)
 }
 
+// StartBound is Start for a program that must not outlive this process, as an
+// activity's: it dies with it, and what it leaves then is ended by the first Run
+// or Start of a later process below the same slice.
+func StartBound(c Command) (*Process, error) {
+	out := c.Output
+	if out == nil {
+		out = os.Stderr
+	}
+	return launch(c, runPrefix, nil, out, out)
+}
+
 // launch starts the program with these descriptors; a nil stdin is /dev/null.
 func launch(c Command, prefix string, stdin, stdout, stderr *os.File) (*Process, error) {
 	path, err := c.lookup()

@@ -358,8 +358,8 @@ func (l *link) roundTrip(ctx context.Context, m Message) (answer Message, sent b
 		m.Expires = proc.BootClock{}.Now().Add(time.Until(deadline))
 	}
 	line, err := EncodeMessage(m)
-	if err != nil {
-		return answer, true, err
+	if err != nil { // no second try makes it fit; the guard has begun nothing
+		return answer, true, fmt.Errorf("%w before it was sent: %w", cluster.ErrRefused, err)
 	}
 	if sent, err = l.write(ctx, line, deadline); err != nil {
 		return answer, sent, err

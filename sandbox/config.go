@@ -39,6 +39,8 @@ type settingsFile struct {
 	API       map[string]any    `yaml:"api,omitempty"`
 	StateDir  string            `yaml:"state_dir,omitempty"`
 	RunDir    string            `yaml:"run_dir,omitempty"`
+	SelfFence string            `yaml:"self_fence,omitempty"`
+	Watchdog  map[string]any    `yaml:"watchdog,omitempty"`
 	Log       map[string]any    `yaml:"log,omitempty"`
 }
 
@@ -83,6 +85,9 @@ func (s *Sandbox) writeFiles(n *Node) error {
 		return err
 	}
 	files["pvcnoded.yaml"], files["pvcapid.yaml"] = string(agent), string(api)
+	if s.options.Watchdogs {
+		files[watchdogFile] = "" // what is mounted on needs to be there
+	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(n.Dir, name), []byte(text), 0o600); err != nil {
 			return fmt.Errorf("write %s of %s: %w", name, n.Plan.Name, err)
@@ -121,7 +126,7 @@ func (s *Sandbox) common(n *Node) settingsFile {
 func (s *Sandbox) agentSettings(n *Node) settingsFile {
 	f := s.common(n)
 	f.StateDir, f.RunDir = filepath.Join(n.Dir, "state"), filepath.Join(n.Dir, "run")
-	f.Role = map[string]any{"gate": true}
+	f.Role = map[string]any{"gate": true, "require_dead_proof": s.options.RequireDeadProof}
 	files := pki.NodeFiles(filepath.Join(n.Dir, "pki"))
 	f.Peer = map[string]any{
 		"listen": fmt.Sprintf("%s:%d", n.Plan.Cluster.Addr(), peerPort),
@@ -147,6 +152,10 @@ func (s *Sandbox) agentSettings(n *Node) settingsFile {
 		nodes[string(other.Plan.Name)] = map[string]any{"after": "reboot", "levels": [][]map[string]any{{device}}}
 	}
 	f.Fencing = map[string]any{"successful_fence": "migrate", "failed_fence": "none", "nodes": nodes}
+	if s.options.Watchdogs {
+		f.SelfFence, f.Watchdog = "watchdog", map[string]any{"device": n.watchdogPath()}
+		f.Fencing["failed_fence"] = "migrate"
+	}
 	return f
 }
 
@@ -208,6 +217,7 @@ func (s *Sandbox) programs(n *Node) []procSpec {
 	guard := spec(progGuard, time.Second, bin("pvcnoded"), "guard", "-c", conf)
 	agent := spec(progAgent, 0, bin("pvcnoded"), "-c", conf)
 	guard.Nice, agent.Nice, agent.TimerSlack = guardNice, agentNice, agentTimerSlack
+	guard.Stores = s.options.Watchdogs
 	list = append(list, guard, agent)
 	if n.Plan.Mode == cluster.Coordinator {
 		list = append(list, spec(progAPI, time.Second, bin("pvcapid"), "-c", filepath.Join(n.Dir, "pvcapid.yaml")))

@@ -195,8 +195,28 @@ func (s *Sandbox) orderFence(ctx context.Context, n *Node, id string) error {
 	return nil
 }
 
+// storePatience is how long the sandbox's own link to the ensemble may be away:
+// it is cut off like any client while a leader is elected.
+const storePatience = 10 * time.Second
+
 // resetBudget lets the next fault be fenced, whatever the earlier ones cost.
 func (s *Sandbox) resetBudget(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, storePatience)
+	defer cancel()
+	for {
+		err := s.tryBudget(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (s *Sandbox) tryBudget(ctx context.Context) error {
 	snap, err := s.store.Refresh(ctx)
 	if err != nil {
 		return fmt.Errorf("read the failover settings: %w", err)

@@ -16,7 +16,7 @@ type Kind string
 
 // The kinds of entry.
 const (
-	KindPower       Kind = "power"       // a node's power: Node, On, By ("bmc" or empty)
+	KindPower       Kind = "power"       // a node's power: Node, On, By ("bmc", "watchdog" or empty: the fact itself)
 	KindHeld        Kind = "held"        // an address in a node's kernel: Node, Addr, On
 	KindAnswer      Kind = "answer"      // a node answered for an address from At to Until without a break: Node, Addr
 	KindTwice       Kind = "twice"       // two nodes answered in one round, At to Until: Addr, Nodes

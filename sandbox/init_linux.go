@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,6 +24,7 @@ import (
 type procTable struct {
 	mu    sync.Mutex // held across fork and registration, so that the reaper never meets an unknown child of ours
 	procs map[string]*initProc
+	store *descriptorStore // of the programs that want one; one of them
 }
 
 type initProc struct {
@@ -32,12 +34,13 @@ type initProc struct {
 	starts int
 }
 
-// InitMain is PID 1 of a node: `sandbox-init DIR NAME CGROUP`. It returns only
-// on an error at start; it is ended by SIGKILL, which ends the whole node at
-// once, as a power cut would.
+// InitMain is PID 1 of a node: `sandbox-init DIR NAME CGROUP [WATCHDOG]`, the
+// last where the watchdog of descriptor 3 is to be found. It returns only on an
+// error at start; it is ended by SIGKILL, which ends the whole node at once, as
+// a power cut would.
 func InitMain(args []string) error {
-	if len(args) != 3 {
-		return fmt.Errorf("sandbox-init needs a folder, a name and a control group folder, got %d arguments", len(args))
+	if len(args) != 3 && len(args) != 4 {
+		return fmt.Errorf("sandbox-init needs a folder, a name, a control group folder and perhaps a watchdog, got %d arguments", len(args))
 	}
 	dir, name, cgroup := args[0], args[1], args[2]
 	if os.Getpid() != 1 {
@@ -50,13 +53,22 @@ func InitMain(args []string) error {
 	if err := prepareMounts(cgroup); err != nil {
 		return err
 	}
+	if len(args) == 4 {
+		if err := attachWatchdog(dir, args[3]); err != nil {
+			return err
+		}
+	}
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set the host name to %s: %w", name, err)
 	}
 	if err := quietNewLinks(); err != nil {
 		return err
 	}
-	t := &procTable{procs: map[string]*initProc{}}
+	store, err := newDescriptorStore(dir)
+	if err != nil {
+		return err
+	}
+	t := &procTable{procs: map[string]*initProc{}, store: store}
 	children := make(chan os.Signal, 1)
 	// Caught and dropped, not ignored: what is ignored would be inherited by
 	// every program of the node.
@@ -110,6 +122,28 @@ func prepareMounts(cgroup string) error {
 	}
 	return nil
 }
+
+// attachWatchdog gives the node the watchdog that the sandbox holds, and, since
+// that may end this boot, a boot id of the node's own: what was written down in
+// a boot that a reset has ended says nothing in the next.
+func attachWatchdog(dir, device string) error {
+	err := mountDevice(watchdogFD, device)
+	_ = unix.Close(watchdogFD) // the programs have no use for it
+	if err != nil {
+		return err
+	}
+	own := filepath.Join(dir, "boot_id")
+	if err := os.WriteFile(own, []byte(uuid.NewString()+"\n"), 0o644); err != nil { //nolint:gosec // as the kernel's own
+		return fmt.Errorf("make a boot id: %w", err)
+	}
+	if err := unix.Mount(own, "/proc/sys/kernel/random/boot_id", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("give the node its own boot id: %w", err)
+	}
+	return nil
+}
+
+// watchdogFD is the first that a process is given beside its standard ones.
+const watchdogFD = 3
 
 func (t *procTable) reap(children <-chan os.Signal) {
 	for range children {
@@ -170,13 +204,16 @@ func (t *procTable) start(spec procSpec) error {
 		return err
 	}
 	defer null.Close()
-	attr := &syscall.ProcAttr{
+	argv, attr := spec.Argv, &syscall.ProcAttr{
 		Dir: spec.Dir, Env: append(os.Environ(), spec.Env...),
 		Files: []uintptr{null.Fd(), log.Fd(), log.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
+	if spec.Stores {
+		argv, attr.Env, attr.Files = t.store.pass(argv, attr.Env, attr.Files)
+	}
 	var pid int
-	fork := func() { pid, err = syscall.ForkExec(spec.Argv[0], spec.Argv, attr) }
+	fork := func() { pid, err = syscall.ForkExec(argv[0], argv, attr) }
 	switch {
 	case spec.Instrument:
 		asInstrument(1, fork)

@@ -31,6 +31,8 @@ type procSpec struct {
 	Nice int `json:"nice,omitempty"`
 	// TimerSlack is how late its timers may be, likewise; 0: as the kernel has it.
 	TimerSlack time.Duration `json:"timer_slack,omitempty"`
+	// Stores gives it the store of descriptors, as FileDescriptorStoreMax= would.
+	Stores bool `json:"stores,omitempty"`
 	// Again starts it again after it ended, so long after; zero: never. The
 	// agent is never started again by itself: whether it comes back is a fault's business.
 	Again time.Duration `json:"again,omitempty"`

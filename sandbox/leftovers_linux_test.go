@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -22,7 +23,7 @@ func holdMain(args []string) error {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	s, err := Up(ctx, Options{Name: args[1], Dir: args[0], Coordinators: 1, Helper: []string{exe}, NoDaemons: true, APIListen: "none"})
+	s, err := Up(ctx, Options{Name: args[1], Dir: args[0], Coordinators: 1, Helper: []string{exe}, NoDaemons: true, APIListen: "none", Watchdogs: true})
 	if err != nil {
 		return err
 	}
@@ -65,6 +66,10 @@ func TestAKilledSupervisorTakesEverythingWithItAndIsSweptUp(t *testing.T) {
 	if err != nil || len(st.Inits) != 1 || !st.Inits[0].alive() {
 		t.Fatalf("state %+v (%v), want one living PID 1", st, err)
 	}
+	mounts := fmt.Sprintf("/proc/%d/mountinfo", st.Inits[0].PID)
+	if inside, err := os.ReadFile(mounts); err != nil || !strings.Contains(string(inside), watchdogFile+" ") {
+		t.Errorf("the node has no watchdog (%v):\n%s", err, inside)
+	}
 	if err := Sweep(dir); !errors.Is(err, ErrRunning) {
 		t.Errorf("sweeping under a living supervisor: %v, want ErrRunning", err)
 	}
@@ -80,6 +85,9 @@ func TestAKilledSupervisorTakesEverythingWithItAndIsSweptUp(t *testing.T) {
 		if _, err := os.Stat(path); path != "" && err == nil {
 			t.Errorf("%s is left behind", path)
 		}
+	}
+	if here, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(here), dir) {
+		t.Errorf("something of %s is mounted (%v):\n%s", dir, err, here)
 	}
 }
 

@@ -217,6 +217,15 @@ func (s *Sandbox) awaitPhase(ctx context.Context, phase float64) error {
 	return pause(ctx, time.Duration(phase*float64(s.timing().RenewInterval)))
 }
 
+// Rest waits until the cluster is at rest and what happened before no longer
+// shows: sooner, a node that has just come back may not judge the others yet.
+func (s *Sandbox) Rest(ctx context.Context) error {
+	if err := s.WaitConverged(ctx); err != nil {
+		return err
+	}
+	return s.rest(ctx)
+}
+
 // rest waits until the last fault no longer shows: those who gave the role up
 // may take it again (one ttl), and every node's session is old enough for it
 // to judge others by (session timeout and a keepalive).

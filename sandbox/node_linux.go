@@ -31,7 +31,9 @@ type Node struct {
 	// lastRunning is running for readers that must not wait for a power change.
 	lastRunning atomic.Pointer[runningNode]
 
-	bmc   *bmc.Faults
+	bmc      *bmc.Faults
+	watchdog *Watchdog // nil: it has none
+
 	cutMu sync.Mutex // never held while mu is taken
 	cuts  map[string]cut
 }
@@ -43,6 +45,7 @@ type runningNode struct {
 	ended  chan struct{} // closed when PID 1 has been waited for
 	cgroup string
 	watch  *addressWatch
+	device *deviceMount // of its watchdog; nil: none
 }
 
 // On powers the node on: its PID 1, its links, and everything that starts with
@@ -74,17 +77,33 @@ func (n *Node) On() error {
 
 // boot starts PID 1 and wires the node.
 func (n *Node) boot(ctx context.Context) (*runningNode, error) {
-	socket := filepath.Join(n.Dir, "init.sock")
-	_ = os.Remove(socket)
+	_ = os.Remove(n.initSocket())
 	cgroupMount := cgroupRoot()
 	if cgroupMount == "" {
 		cgroupMount = noCgroup
 	}
 	argv := append(append([]string{}, n.sandbox.options.Helper...), "sandbox-init", n.Dir, string(n.Plan.Name), cgroupMount)
+	r := &runningNode{ended: make(chan struct{})}
+	if n.watchdog != nil {
+		var err error
+		if r.device, err = newDeviceMount(n.watchdog); err != nil {
+			return nil, err
+		}
+		argv = append(argv, n.watchdogPath())
+	}
+	if err := n.boots(ctx, r, argv, cgroupMount); err != nil {
+		r.device.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// boots starts PID 1 with its arguments.
+func (n *Node) boots(ctx context.Context, r *runningNode, argv []string, cgroupMount string) error {
 	cmd := exec.Command(argv[0], argv[1:]...) //nolint:noctx // the node outlives the call that boots it
 	log, err := os.OpenFile(filepath.Join(n.Dir, "log", "init.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
@@ -93,37 +112,40 @@ func (n *Node) boot(ctx context.Context) (*runningNode, error) {
 		Pdeathsig:  unix.SIGKILL, // nothing outlives the supervisor
 		Setsid:     true,         // a terminal's Ctrl-C is the supervisor's to handle
 	}
-	r := &runningNode{cmd: cmd, ended: make(chan struct{})}
+	r.cmd = cmd
+	if r.device != nil {
+		cmd.ExtraFiles = []*os.File{r.device.pass} // watchdogFD
+	}
 	if cgroupMount != noCgroup {
 		r.cgroup = filepath.Join(n.sandbox.cgroup, string(n.Plan.Name))
 		if err := os.MkdirAll(r.cgroup, 0o755); err != nil {
-			return nil, fmt.Errorf("make a control group: %w", err)
+			return fmt.Errorf("make a control group: %w", err)
 		}
 		dir, err := os.Open(r.cgroup)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		defer dir.Close()
 		attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
 	}
 	cmd.SysProcAttr = attr
 	if err := n.sandbox.forker.start(cmd); err != nil {
-		return nil, fmt.Errorf("start PID 1: %w", err)
+		return fmt.Errorf("start PID 1: %w", err)
 	}
 	r.pid = cmd.Process.Pid
 	go func() {
 		_ = cmd.Wait()
 		close(r.ended)
 	}()
-	err = n.wire(ctx, r, socket)
+	err = n.wire(ctx, r, n.initSocket())
 	if err != nil {
 		_ = cmd.Process.Kill()
 		<-r.ended
 		n.sandbox.net.detachNode(n.Plan)
 		removeCgroup(r.cgroup)
-		return nil, err
+		return err
 	}
-	return r, nil
+	return nil
 }
 
 // wire waits for PID 1 to take orders, attaches the links and the address watch.
@@ -140,6 +162,11 @@ func (n *Node) wire(ctx context.Context, r *runningNode, socket string) error {
 		case <-ctx.Done():
 			return errors.New("PID 1 did not take orders in time")
 		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	if r.device != nil { // it is mounted by now, and nobody has opened it
+		if err := r.device.serve(); err != nil {
+			return fmt.Errorf("serve its watchdog: %w", err)
 		}
 	}
 	if err := n.sandbox.net.attachNode(n.Plan, r.pid); err != nil {
@@ -179,6 +206,10 @@ func (n *Node) cut() {
 	case <-time.After(5 * time.Second):
 		n.sandbox.log.Error("the node's PID 1 did not end", zap.String("node", string(n.Plan.Name)), zap.Int("pid", r.pid))
 	}
+	r.device.close()
+	if n.watchdog != nil {
+		n.watchdog.powerOff()
+	}
 	r.watch.close()
 	n.sandbox.net.detachNode(n.Plan)
 	removeCgroup(r.cgroup)
@@ -186,6 +217,67 @@ func (n *Node) cut() {
 	n.lastRunning.Store(nil)
 	n.sandbox.saveState()
 }
+
+// watchdogFile is a node's watchdog, in its folder. Outside of the node it is an
+// ordinary file.
+const watchdogFile = "watchdog"
+
+func (n *Node) watchdogPath() string { return filepath.Join(n.Dir, watchdogFile) }
+
+func (n *Node) initSocket() string { return filepath.Join(n.Dir, "init.sock") }
+
+// Watchdog is the node's watchdog; nil without Options.Watchdogs. Each of its
+// faults may be switched at any time.
+func (n *Node) Watchdog() *Watchdog { return n.watchdog }
+
+// PublishedWatchdog is what the node's present start has published of its
+// watchdog, as it was seen last; nil: nothing that could be counted on.
+func (n *Node) PublishedWatchdog() *cluster.WatchdogWord {
+	if n.sandbox.store == nil {
+		return nil
+	}
+	snap := n.sandbox.store.latest()
+	if snap == nil {
+		return nil
+	}
+	view := snap.Nodes[n.Plan.Name]
+	if !view.Alive.Present || view.Alive.Value.Incarnation != view.Record.Value.Incarnation {
+		return nil
+	}
+	return view.Record.Value.Watchdog
+}
+
+// reset is the bite of the node's watchdog in that boot: its power is cut as by
+// hand, and where that is set it comes again, unless life has ended.
+func (n *Node) reset(life context.Context, boot uint64, due cluster.Instant) {
+	if !n.bitten(boot, due) {
+		return
+	}
+	again := n.sandbox.options.WatchdogReboots
+	if again <= 0 || pause(life, again) != nil {
+		return
+	}
+	n.watchdog.remember()
+	if err := n.On(); err != nil {
+		n.sandbox.log.Error("a node does not boot after its watchdog has reset it", zap.Error(err))
+	}
+}
+
+// bitten cuts the power, unless somebody else has since the device's decision.
+func (n *Node) bitten(boot uint64, due cluster.Instant) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.watchdog.boots() != boot {
+		return false
+	}
+	n.sandbox.history.Add(Entry{Kind: KindPower, Node: n.Plan.Name, On: false, By: byWatchdog,
+		Text: fmt.Sprintf("%v after it was due", now().Sub(due))})
+	n.cut()
+	return true
+}
+
+// byWatchdog is who takes power when a watchdog bites.
+const byWatchdog = "watchdog"
 
 func (n *Node) alive() bool {
 	if n.running == nil {
@@ -210,7 +302,7 @@ func (n *Node) Powered() bool {
 func (n *Node) Status() (bool, error) { return n.Powered(), nil }
 
 func (n *Node) ask(ctx context.Context, req initRequest) (initReply, error) {
-	reply, err := askInit(ctx, filepath.Join(n.Dir, "init.sock"), req)
+	reply, err := askInit(ctx, n.initSocket(), req)
 	if err != nil {
 		return reply, fmt.Errorf("node %s: %w", n.Plan.Name, err)
 	}

@@ -36,6 +36,15 @@ type Options struct {
 	// NoDaemons starts the ensemble and the responders but none of the
 	// project's daemons.
 	NoDaemons bool
+	// Watchdogs gives every node a hardware watchdog, simulated outside of it
+	// (Watchdog), which its guard arms: failed_fence is migrate then.
+	Watchdogs bool
+	// WatchdogReboots has a node that its watchdog has reset boot again so long
+	// after; 0: it stays without power.
+	WatchdogReboots time.Duration
+	// RequireDeadProof has who takes the role wait until its lost holder is
+	// proven dead (role.require_dead_proof).
+	RequireDeadProof bool
 	// KeepFiles leaves Dir in place on Down, for a look at the logs.
 	KeepFiles bool
 	Log       *zap.Logger

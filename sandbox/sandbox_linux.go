@@ -86,7 +86,11 @@ func (s *Sandbox) build(ctx, life context.Context) error {
 	}
 	plans := planNodes(s.options.Coordinators, s.options.Hypervisors)
 	for _, p := range plans {
-		s.nodes = append(s.nodes, &Node{Plan: p, Dir: filepath.Join(s.options.Dir, string(p.Name)), sandbox: s, bmc: &bmc.Faults{}})
+		n := &Node{Plan: p, Dir: filepath.Join(s.options.Dir, string(p.Name)), sandbox: s, bmc: &bmc.Faults{}}
+		if s.options.Watchdogs {
+			n.watchdog = newWatchdog(func(boot uint64, due cluster.Instant) { n.reset(life, boot, due) })
+		}
+		s.nodes = append(s.nodes, n)
 	}
 	s.saveState()
 	for _, n := range s.nodes {
@@ -192,6 +196,11 @@ func (s *Sandbox) Down() {
 			s.prober.close()
 		}
 		s.wg.Wait() // from here on no controller gives a node power again
+		for _, n := range s.nodes {
+			if n.watchdog != nil {
+				n.watchdog.close() // nor does a watchdog
+			}
+		}
 		var wg sync.WaitGroup
 		for _, n := range s.nodes {
 			wg.Go(func() { _ = n.Off() })

@@ -19,7 +19,7 @@ func encode(kind cluster.KeyKind, value any) ([]byte, error) {
 	switch v := value.(type) {
 	case nil:
 		switch kind {
-		case cluster.KeyRoleLockChild, cluster.KeyFenceLockChild, cluster.KeyFaultRoot, cluster.KeyFenceOrder:
+		case cluster.KeyRoleLockChild, cluster.KeyFenceLockChild, cluster.KeyFaultRoot, cluster.KeyFenceOrder, cluster.KeyMemberOrder:
 			return []byte{}, nil
 		}
 	case string:
@@ -104,6 +104,21 @@ func encodeRecord(kind cluster.KeyKind, value any) ([]byte, error) {
 		value = v
 	case cluster.SealedSecret:
 		v.Version, fits = stamp(v.Version), kind == cluster.KeySecret
+		value = v
+	case cluster.QuorumSet:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyQuorumSet && v.Validate() == nil
+		value = v
+	case cluster.Members:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyMembers
+		value = v
+	case cluster.NodeLeases:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyNodeLeases
+		value = v
+	case cluster.MemberOrder:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyMemberOrder
+		value = v
+	case cluster.ActivityRecord:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyActivity
 		value = v
 	case cluster.FailoverSettings:
 		v.Version, fits = stamp(v.Version), kind == cluster.KeyFailover
@@ -267,6 +282,73 @@ func decodeFenceOrder(data []byte) (cluster.FenceOrder, error) {
 		return cluster.FenceOrder{}, err
 	}
 	return o, nil
+}
+
+// decodeQuorumSet refuses a set of which no majority could be held, and one from
+// which nobody can tell who is in it: what counts is never guessed (A3).
+func decodeQuorumSet(data []byte) (cluster.QuorumSet, error) {
+	q, err := decodeRecord[cluster.QuorumSet](data)
+	switch {
+	case err != nil:
+	case q.Version <= 0:
+		err = fmt.Errorf("%s: a quorum set has a version \"v\" above 0", excerpt(data))
+	default:
+		if err = q.Validate(); err == nil {
+			err = checkEpoch(data, q.Epoch)
+		}
+	}
+	if err != nil {
+		return cluster.QuorumSet{}, err
+	}
+	return q, nil
+}
+
+// decodeMembers refuses a record that names nobody where it should.
+func decodeMembers(data []byte) (cluster.Members, error) {
+	m, err := decodeRecord[cluster.Members](data)
+	if err == nil {
+		err = checkEpoch(data, m.Epoch)
+	}
+	for _, r := range m.Removed {
+		if err == nil {
+			err = r.Node.Validate()
+		}
+	}
+	if err != nil {
+		return cluster.Members{}, err
+	}
+	return m, nil
+}
+
+// decodeMemberOrder refuses an order that does not say what to do.
+func decodeMemberOrder(data []byte) (cluster.MemberOrder, error) {
+	o, err := decodeRecord[cluster.MemberOrder](data)
+	switch {
+	case err != nil:
+	case o.ID == "" || o.Node == "" || o.Action == "":
+		err = fmt.Errorf("%s: an order has an id, a node and an action", excerpt(data))
+	}
+	if err != nil {
+		return cluster.MemberOrder{}, err
+	}
+	return o, nil
+}
+
+// decodeActivity refuses a record that does not say what runs where: a sweep
+// would take it for somebody else's.
+func decodeActivity(data []byte) (cluster.ActivityRecord, error) {
+	a, err := decodeRecord[cluster.ActivityRecord](data)
+	switch {
+	case err != nil:
+	case a.ID == "" || a.Node == "" || a.Incarnation == "":
+		err = fmt.Errorf("%s: an activity has an id, a node and an incarnation", excerpt(data))
+	default:
+		err = checkEpoch(data, a.Epoch)
+	}
+	if err != nil {
+		return cluster.ActivityRecord{}, err
+	}
+	return a, nil
 }
 
 // checkEpoch refuses an epoch from which adding one could wrap around, so that

@@ -638,6 +638,8 @@ func TestHandlerConformance(t *testing.T) {
 		{"SeenAtMovesOnlyWithTheRecord", seenAtMovesWithTheRecord},
 		{"WatchedChangesArePublished", watchedChangesArePublished},
 		{"FenceOrdersComeAndGo", fenceOrdersComeAndGo},
+		{"MembersComeAndGo", membersComeAndGo},
+		{"ActivitiesAreRead", activitiesAreRead},
 		{"EndOfRunEndsTheEphemerals", endOfRunEndsEphemerals},
 		{"LockQueueIsOrderedByNumberAlone", lockQueueOrder},
 		{"ForeignLockChildIsWaitedForAndKept", foreignLockChild},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,15 +59,19 @@ func (h *Handler) createTree(ctx context.Context, clusterName string, lease clus
 	return err
 }
 
-func (h *Handler) createAll(ctx context.Context, tree []leaf) error {
-	ops := make([]any, 0, len(tree))
+// createAll makes the znodes in one Multi, on the conditions.
+func (h *Handler) createAll(ctx context.Context, tree []leaf, conditions ...any) error {
+	ops := slices.Clone(conditions)
 	for _, l := range tree {
 		ops = append(ops, &zk.CreateRequest{Path: l.path, Data: []byte(l.value), Acl: h.acl})
 	}
 	results, _, err := h.multi(ctx, ops)
 	for i, r := range results {
 		if r.Error != nil && !rolledBack(r.Error) {
-			return fmt.Errorf("create %s: %w", tree[i].path, err)
+			if i < len(conditions) {
+				return err
+			}
+			return fmt.Errorf("create %s: %w", tree[i-len(conditions)].path, err)
 		}
 	}
 	return err
@@ -170,7 +175,8 @@ func (h *Handler) CheckTree(ctx context.Context) (clusterName string, initialise
 
 // EnsureNode creates what is missing of a node's znodes, with PVC's defaults;
 // what exists is left as it is. It fails with cluster.ErrNotFound while the
-// cluster is not initialised.
+// cluster is not initialised, and makes nothing of a node that was removed
+// (cluster.ErrRemoved).
 func (h *Handler) EnsureNode(ctx context.Context, n cluster.NodeID, mode cluster.Mode) error {
 	if err := n.Validate(); err != nil {
 		return fmt.Errorf("ensure node: %w", err)
@@ -180,14 +186,14 @@ func (h *Handler) EnsureNode(ctx context.Context, n cluster.NodeID, mode cluster
 	}
 	tree := h.schema.freshNode(n, mode, time.Now().Unix())
 	for try := 1; ; try++ {
-		err := h.createMissing(ctx, tree)
+		err := h.createMissing(ctx, n, tree)
 		if !errors.Is(err, cluster.ErrConflict) || try == appendTries {
 			return wrapPath(err, "ensure node", string(n))
 		}
 	}
 }
 
-func (h *Handler) createMissing(ctx context.Context, tree []leaf) error {
+func (h *Handler) createMissing(ctx context.Context, n cluster.NodeID, tree []leaf) error {
 	paths := make([]string, len(tree))
 	for i, l := range tree {
 		paths[i] = l.path
@@ -205,5 +211,9 @@ func (h *Handler) createMissing(ctx context.Context, tree []leaf) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	return h.createAll(ctx, missing)
+	standing, err := h.notRemoved(ctx, n)
+	if err != nil {
+		return err
+	}
+	return h.createAll(ctx, missing, standing...)
 }

@@ -555,6 +555,9 @@ func (m *mirror) watchCluster() {
 	watchKeyed(m, cluster.Key{Kind: cluster.KeyMaintenance}, true, &v.Maintenance, decodeBool)
 	watchKeyed(m, cluster.Key{Kind: cluster.KeyMaintenanceRecord}, true, &v.MaintenanceRecord, decodeRecord[cluster.MaintenanceRecord])
 	watchKeyed(m, cluster.Key{Kind: cluster.KeyFailover}, true, &v.Failover, decodeRecord[cluster.FailoverSettings])
+	watchEmptied(m, cluster.Key{Kind: cluster.KeyMembers}, true, &v.Members, decodeMembers) // who registers rests on it
+	watchKeyed(m, cluster.Key{Kind: cluster.KeyQuorumSet}, false, &v.Quorum, decodeQuorumSet)
+	watchEmptied(m, cluster.Key{Kind: cluster.KeyMemberOrder}, false, &v.MemberOrder, decodeMemberOrder)
 	watchKeyed(m, cluster.Key{Kind: cluster.KeyClusterName}, true, &v.ClusterName, decodeText)
 	lockDir, _ := m.h.schema.lockDir(cluster.KeyRoleLockChild)
 	m.watch(watchKey{lockDir, watchChildren}, true, func(r reading) bool { return m.observeLock(lockDir, r.names) })
@@ -634,13 +637,13 @@ func (m *mirror) addNode(n cluster.NodeID) {
 	add(watchKeyed(m, key(cluster.KeyNodeMode), false, &v.Mode, decodeMode))
 	add(watchKeyed(m, key(cluster.KeyNodeRecord), false, &v.Record, decodeRecord[cluster.NodeRecord]))
 	add(watchKeyed(m, key(cluster.KeyFence), false, &v.Fence, decodeFence))
-	add(watchOrder(m, key(cluster.KeyFenceOrder), &v.Order))
+	add(watchEmptied(m, key(cluster.KeyFenceOrder), false, &v.Order, decodeFenceOrder))
 }
 
-// watchOrder watches a fence order. One that stands emptied is none; its version
-// stays known, since the next is written on it.
-func watchOrder(m *mirror, k cluster.Key, into *cluster.Versioned[cluster.FenceOrder]) *slot {
-	s := watchKeyed(m, k, false, into, decodeFenceOrder)
+// watchEmptied watches a record that may stand emptied, such as an order. One
+// that does is none; its version stays known, since the next is written on it.
+func watchEmptied[T any](m *mirror, k cluster.Key, role bool, into *cluster.Versioned[T], decode func([]byte) (T, error)) *slot {
+	s := watchKeyed(m, k, role, into, decode)
 	if s == nil {
 		return nil
 	}
@@ -651,12 +654,12 @@ func watchOrder(m *mirror, k cluster.Key, into *cluster.Versioned[cluster.FenceO
 		case r.err != nil || r.present && !emptied(r.data):
 			return standing(r)
 		case !r.present: // also where it stood emptied
-			*into = cluster.Versioned[cluster.FenceOrder]{SeenAt: r.at}
+			*into = cluster.Versioned[T]{SeenAt: r.at}
 			return was.Present || was.Mzxid != 0 || was.SeenAt.IsZero()
 		case !was.Present && was.Mzxid == r.stat.Mzxid && was.Version == r.stat.Version:
 			return false
 		}
-		*into = cluster.Versioned[cluster.FenceOrder]{Version: r.stat.Version, SeenAt: r.at, Mzxid: r.stat.Mzxid, WrittenMS: r.stat.Mtime}
+		*into = cluster.Versioned[T]{Version: r.stat.Version, SeenAt: r.at, Mzxid: r.stat.Mzxid, WrittenMS: r.stat.Mtime}
 		return true
 	}
 	return s

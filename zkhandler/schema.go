@@ -71,6 +71,13 @@ const (
 	testDir  = "/agent/fence-tests"
 )
 
+// membersPath tells of the nodes that were removed; like orderDir it comes into
+// an older tree with the next node that registers.
+const membersPath = "/agent/members"
+
+// activityDir holds what runs, or waits, under leases: an intent each.
+const activityDir = "/agent/activities"
+
 // secretDir holds the sealed passwords of fence devices.
 const secretDir = "/agent/secrets"
 
@@ -108,6 +115,12 @@ var patterns = map[cluster.KeyKind]string{
 	cluster.KeyFenceOrder:        orderDir + "/{n}",
 	cluster.KeyFenceTests:        testDir + "/{n}",
 	cluster.KeySecret:            secretDir + "/{s}",
+	cluster.KeyQuorumSet:         "/agent/quorum",
+	cluster.KeyMembers:           membersPath,
+	cluster.KeyMemberOrder:       "/agent/member-order",
+	cluster.KeyNodeLeases:        "/agent/leases",
+	cluster.KeyLogDir:            "/logs/{n}",
+	cluster.KeyActivity:          activityDir + "/{s}",
 }
 
 // path returns the znode that the key stands for. An unknown key is an error
@@ -225,7 +238,8 @@ func (s schema) freshTree(clusterName string) []leaf {
 		{"/agent/fences", ""},
 		{orderDir, ""},
 		{testDir, ""},
-		{"/agent/activities", ""},
+		{membersPath, ""},
+		{activityDir, ""},
 		{"/agent/workloads", ""},
 		{secretDir, ""},
 	} {
@@ -242,7 +256,7 @@ func (s schema) freshNode(n cluster.NodeID, mode cluster.Mode, unixSeconds int64
 		router = cluster.RouterClient
 	}
 	dir := s.nodeDir(n)
-	tree := []leaf{{s.root + orderDir, ""}, {s.root + testDir, ""}, {dir, string(mode)}}
+	tree := []leaf{{s.root + membersPath, ""}, {s.root + orderDir, ""}, {s.root + testDir, ""}, {dir, string(mode)}}
 	for _, l := range []leaf{
 		{"keepalive", fmt.Sprint(unixSeconds)},
 		{"daemonmode", string(mode)},

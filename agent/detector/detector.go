@@ -50,20 +50,30 @@ func FreshFor(t cluster.Timing) time.Duration { return 3 * t.KeepaliveInterval }
 // NodeState is what is held of one node.
 type NodeState struct {
 	Liveness cluster.Liveness
+	changed  bool // a change has been seen since this observer began
 	// Silence is how long no keepalive change was seen while looking.
 	Silence time.Duration
 	// Excuse says why the node is not judged dead; empty when it may be.
 	Excuse string
 	// Picture is what the coordinators report of a suspect; nil for others.
-	// (A pointer: it keeps the record within what a map holds in place.)
 	Picture *Picture
 
-	ID          string              // of the node's record: another one is another node
-	keepalive   int64               // Mzxid of the newest keepalive seen
-	changed     bool                // a change has been seen since this observer began
+	keepalive int64 // Mzxid of the newest keepalive seen
+	start     *start
+	inState   time.Duration // with start as it is
+}
+
+// start is what changes but with a node's start or end. It is never edited, so
+// that the states of many steps share it: a record of each node is copied a few
+// times a second.
+type start struct {
+	id          string              // of the node's record: another one is another node
 	daemon      cluster.DaemonState // a write of the same again begins nothing anew
-	inState     time.Duration
 	incarnation cluster.Incarnation
+}
+
+func startOf(view *cluster.NodeView) start {
+	return start{view.Record.Value.ID, view.Daemon.Value, view.Record.Value.Incarnation}
 }
 
 // State is a detector between two steps. The zero value has seen nothing. A
@@ -160,29 +170,63 @@ func Step(s State, o Observation) (State, []Transition) {
 		elapsed = 0
 	}
 	retract := next.overcounted(s, o)
-	lookers := s.lookers(o)
-	var changes []Transition
+	pass := pass{o: &o, before: &s, next: &next, report: len(o.Reports) > 0}
 	for name, view := range o.Snapshot.Nodes { // in any order: no node's judgement rests on another's of this step
-		if name == o.Self || !view.Record.Present || view.Record.Err != nil {
-			continue // not registered, or oneself
+		if !view.Record.Present || view.Record.Err != nil {
+			continue // not registered
 		}
 		before, known := s.Nodes[name]
-		after := next.observe(before, known, o, &view, elapsed)
+		pass.look(name, &view, before, known)
+		if name == o.Self {
+			continue
+		}
+		after := next.observe(before, known, o.Now, &view, elapsed)
 		after.Silence = max(after.Silence-retract, 0)
 		if fresh {
 			after.Silence = 0
 		}
-		next.judge(&after, o, &view, lookers)
-		if next.Blind != "" && after.Liveness > before.Liveness && before.Liveness != 0 {
-			after.Liveness = before.Liveness // a blind observer takes nothing back for the worse
+		if after.Silence >= o.Timing.SuspectAfter() {
+			pass.silent = append(pass.silent, name) // judged once it is known who looks
+			next.Nodes[name] = after
+			continue
 		}
-		next.Nodes[name] = after
-		if known && (before.Liveness != after.Liveness || before.Picture.Mixed() != after.Picture.Mixed()) {
-			changes = append(changes, transition(before, after, &view))
-		}
+		pass.judge(name, after, before, known, &view)
 	}
-	slices.SortFunc(changes, func(a, b Transition) int { return strings.Compare(string(a.Node), string(b.Node)) })
-	return next, changes
+	pass.judgeSilent()
+	slices.SortFunc(pass.changes, func(a, b Transition) int { return compare(a.Node, b.Node) })
+	return next, pass.changes
+}
+
+// pass is what one step collects on its way through the nodes.
+type pass struct {
+	o            *Observation
+	before, next *State
+	report       bool // somebody probes
+	lookers      []looker
+	silent       []cluster.NodeID
+	changes      []Transition
+}
+
+// judgeSilent judges those on whom the coordinators' word is heard.
+func (p *pass) judgeSilent() {
+	slices.SortFunc(p.lookers, func(a, b looker) int { return compare(a.name, b.name) })
+	for _, name := range p.silent {
+		view := p.o.Snapshot.Nodes[name]
+		before, known := p.before.Nodes[name]
+		p.judge(name, p.next.Nodes[name], before, known, &view)
+	}
+}
+
+// judge keeps the judgement of a node, and what has changed in it.
+func (p *pass) judge(name cluster.NodeID, after, before NodeState, known bool, view *cluster.NodeView) {
+	p.next.judge(&after, p.o, view, p.lookers)
+	if p.next.Blind != "" && after.Liveness > before.Liveness && before.Liveness != 0 {
+		after.Liveness = before.Liveness // a blind observer takes nothing back for the worse
+	}
+	p.next.Nodes[name] = after
+	if known && (before.Liveness != after.Liveness || before.Picture.Mixed() != after.Picture.Mixed()) {
+		p.changes = append(p.changes, transition(before, after, view))
+	}
 }
 
 // overcounted is how much of what was counted so far lies after the last
@@ -255,22 +299,19 @@ func (s *State) blindness(o Observation, elapsed time.Duration, first bool) stri
 
 // observe takes the evidence in; elapsed is zero while blind, so that the
 // counters stand where they stood.
-func (s *State) observe(n NodeState, known bool, o Observation, view *cluster.NodeView, elapsed time.Duration) NodeState {
-	id := view.Record.Value.ID
-	if !known || n.ID != id {
-		return NodeState{
-			ID: id, Liveness: n.Liveness, keepalive: view.Keepalive.Mzxid,
-			daemon: view.Daemon.Value, incarnation: view.Record.Value.Incarnation,
-		}
+func (s *State) observe(n NodeState, known bool, at cluster.Instant, view *cluster.NodeView, elapsed time.Duration) NodeState {
+	now := startOf(view)
+	if !known || n.start.id != now.id {
+		return NodeState{Liveness: n.Liveness, keepalive: view.Keepalive.Mzxid, start: &start{now.id, now.daemon, now.incarnation}}
 	}
 	n.Silence += elapsed
 	n.inState += elapsed
 	if view.Keepalive.Mzxid != n.keepalive {
 		n.keepalive, n.changed = view.Keepalive.Mzxid, true
-		n.Silence = min(max(o.Now.Sub(view.Keepalive.SeenAt), 0), elapsed)
+		n.Silence = min(max(at.Sub(view.Keepalive.SeenAt), 0), elapsed)
 	}
-	if view.Daemon.Value != n.daemon || view.Record.Value.Incarnation != n.incarnation {
-		n.daemon, n.incarnation, n.inState = view.Daemon.Value, view.Record.Value.Incarnation, 0
+	if now != *n.start {
+		n.start, n.inState = &start{now.id, now.daemon, now.incarnation}, 0
 	}
 	if view.Daemon.Value == cluster.DaemonStop {
 		n.Silence = 0 // it said so: from its next start it counts from zero
@@ -278,9 +319,9 @@ func (s *State) observe(n NodeState, known bool, o Observation, view *cluster.No
 	return n
 }
 
-func (s *State) judge(n *NodeState, o Observation, view *cluster.NodeView, lookers []looker) {
+func (s *State) judge(n *NodeState, o *Observation, view *cluster.NodeView, lookers []looker) {
 	t := o.Timing
-	n.Excuse, n.Picture = s.excuse(*n, o, view), nil
+	n.Excuse, n.Picture = s.excuse(n, o, view), nil
 	switch {
 	case n.Silence < t.KeepaliveInterval+t.KeepaliveInterval/4:
 		n.Liveness = cluster.LiveUp
@@ -304,7 +345,7 @@ func (s *State) judge(n *NodeState, o Observation, view *cluster.NodeView, looke
 }
 
 // excuse says why silence is no sign of death (protocol §5).
-func (s *State) excuse(n NodeState, o Observation, view *cluster.NodeView) string {
+func (s *State) excuse(n *NodeState, o *Observation, view *cluster.NodeView) string {
 	boot := o.Timing.BootTimeout
 	switch view.Daemon.Value {
 	case cluster.DaemonStop:
@@ -335,7 +376,7 @@ func transition(before, after NodeState, view *cluster.NodeView) Transition {
 func reason(before, after NodeState, view *cluster.NodeView) string {
 	reached := after.Picture != nil && len(after.Picture.Reached) > 0
 	switch {
-	case before.ID != after.ID:
+	case before.start.id != after.start.id:
 		return "registered anew"
 	case after.Liveness < before.Liveness && after.keepalive == before.keepalive && before.Liveness <= cluster.LiveSuspect:
 		return "what was counted of its silence is taken back"

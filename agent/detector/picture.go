@@ -1,7 +1,6 @@
 package detector
 
 import (
-	"slices"
 	"time"
 
 	"pvc.internal/cluster"
@@ -16,31 +15,22 @@ type looker struct {
 	looks bool          // as far as this observer knows it is at work
 }
 
-// lookers are the coordinators, in order. One that is itself silent or has
-// stopped is not waited for; what it still reports of a node in its favour
-// counts. Nil where nobody probes.
-func (s *State) lookers(o Observation) []looker {
-	if len(o.Reports) == 0 {
-		return nil
+// look takes in whether the node is a coordinator whose word counts. One that is
+// itself silent or has stopped is not waited for; what it still reports of a node
+// in its favour counts. Nobody is where nobody probes.
+func (p *pass) look(name cluster.NodeID, view *cluster.NodeView, held NodeState, known bool) {
+	if !p.report || view.Mode.Value != cluster.Coordinator {
+		return
 	}
-	var list []looker
-	for name, view := range o.Snapshot.Nodes {
-		if view.Mode.Value != cluster.Coordinator || !view.Record.Present || view.Record.Err != nil {
-			continue
-		}
-		held, known := s.Nodes[name]
-		report, said := o.Reports[name]
-		l := looker{name: name, reach: report.Reach, age: o.Now.Sub(report.SeenAt), looks: name == o.Self}
-		if name != o.Self {
-			stopped := view.Daemon.Value == cluster.DaemonStop
-			l.looks = !stopped && (!known || held.Liveness <= cluster.LiveLate)
-		}
-		if said || l.looks {
-			list = append(list, l)
-		}
+	report, said := p.o.Reports[name]
+	l := looker{name: name, reach: report.Reach, age: p.o.Now.Sub(report.SeenAt), looks: name == p.o.Self}
+	if name != p.o.Self {
+		stopped := view.Daemon.Value == cluster.DaemonStop
+		l.looks = !stopped && (!known || held.Liveness <= cluster.LiveLate)
 	}
-	slices.SortFunc(list, func(a, b looker) int { return compare(a.name, b.name) })
-	return list
+	if said || l.looks {
+		p.lookers = append(p.lookers, l)
+	}
 }
 
 // picture collects what they say of one node. An answer older than fresh is

@@ -39,7 +39,7 @@ func TestRubbishInAFenceRecordDoesNotProtectADeadNode(t *testing.T) {
 		"old incarnation": {ID: "x", Incarnation: "b.0", Stage: cluster.FenceDone},
 	} {
 		f := settledFrame()
-		f.Nodes[1].Fence = r
+		f.Nodes[1].Fence = &r
 		if actions, refusals := settle(f); len(actions) != 1 || actions[0].Node != "b" {
 			t.Errorf("%s: actions %v, refusals %v; want b fenced", name, actions, refusals)
 		}
@@ -74,7 +74,7 @@ func TestRubbishInTheSettingsFencesNobodyMore(t *testing.T) {
 func TestANodeUnderAFenceInAnUnknownStageCountsAsDown(t *testing.T) {
 	f := settledFrame()
 	for i := range []int{2, 3} {
-		f.Nodes[i+2].Fence = cluster.FenceRecord{ID: "x", Stage: "levitating"}
+		f.Nodes[i+2].Fence = &cluster.FenceRecord{ID: "x", Stage: "levitating"}
 	}
 	if actions, _ := settle(f); len(actions) != 0 {
 		t.Errorf("with two of five in doubt and one dead: %v", actions)

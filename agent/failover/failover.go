@@ -34,6 +34,9 @@ type Frame struct {
 	Quorum Opinion
 
 	Nodes []Node // every registered node, in any order; Self is passed over
+	// Others are further registered nodes, of which there is nothing to be said:
+	// they are up and have no fence. Look counts them here.
+	Others int
 }
 
 // Opinion is what another part says about acting. The zero value: that part is
@@ -57,11 +60,23 @@ type Node struct {
 	Incarnation cluster.Incarnation
 	Keepalive   int64 // Mzxid of the newest keepalive seen
 	Liveness    cluster.Liveness
-	Excused     bool                // its silence is no sign of death
-	Leaving     bool                // it has said that it stops: no failure, whatever it looks like
-	Mixed       string              // how the coordinators contradict each other on it; empty: they do not
-	LastCopy    Opinion             // of the janitor: Against names a workload whose last copy is there
-	Fence       cluster.FenceRecord // zero when there is none
+	Excused     bool    // its silence is no sign of death
+	Leaving     bool    // it has said that it stops: no failure, whatever it looks like
+	Mixed       string  // how the coordinators contradict each other on it; empty: they do not
+	LastCopy    Opinion // of the janitor: Against names a workload whose last copy is there
+	// Fence is the record of its fence; nil when there is none. (A pointer: most
+	// nodes have none, and there may be a thousand.)
+	Fence *cluster.FenceRecord
+}
+
+var noFence cluster.FenceRecord // never edited
+
+// fence is the record of its fence, the zero one where there is none.
+func (n *Node) fence() *cluster.FenceRecord {
+	if n.Fence == nil {
+		return &noFence
+	}
+	return n.Fence
 }
 
 // Seen is the detector's word on one node.
@@ -69,6 +84,42 @@ type Seen struct {
 	Liveness cluster.Liveness
 	Excused  bool
 	Mixed    string // the mixed picture in words; empty: there is none
+}
+
+// Look takes the nodes from a snapshot, and what the detector says of them. Of a
+// thousand nodes nearly all are up: they are counted and no more, so that a look
+// does not walk through all that is known of each.
+func (f *Frame) Look(snap *cluster.Snapshot, seen func(cluster.NodeID) Seen) {
+	f.Nodes, f.Others = nil, 0
+	for name := range snap.Nodes {
+		if name == f.Self {
+			continue
+		}
+		s := seen(name)
+		if s.Liveness == cluster.LiveUp && !snap.Nodes[name].Fence.Present {
+			if snap.Nodes[name].Record.Present && snap.Nodes[name].Record.Err == nil {
+				f.Others++
+			}
+			continue
+		}
+		if view := snap.Nodes[name]; view.Record.Present && view.Record.Err == nil {
+			f.Nodes = append(f.Nodes, nodeOf(name, &view, s))
+		}
+	}
+}
+
+// nodeOf is one node of a snapshot.
+func nodeOf(name cluster.NodeID, view *cluster.NodeView, s Seen) Node {
+	n := Node{
+		Name: name, ID: view.Record.Value.ID, Incarnation: view.Record.Value.Incarnation, Keepalive: view.Keepalive.Mzxid,
+		Liveness: s.Liveness, Excused: s.Excused, Mixed: s.Mixed,
+		Leaving: view.Daemon.Value == cluster.DaemonStop || view.Daemon.Value == cluster.DaemonShutdown,
+	}
+	if view.Fence.Present {
+		n.Fence = new(cluster.FenceRecord)
+		*n.Fence = view.Fence.Value
+	}
+	return n
 }
 
 // NodesSeen takes the frame's nodes from a snapshot, and what the detector says
@@ -79,12 +130,7 @@ func NodesSeen(snap *cluster.Snapshot, seen func(cluster.NodeID) Seen) []Node {
 		if !view.Record.Present || view.Record.Err != nil {
 			continue
 		}
-		s := seen(name)
-		nodes = append(nodes, Node{
-			Name: name, ID: view.Record.Value.ID, Incarnation: view.Record.Value.Incarnation, Keepalive: view.Keepalive.Mzxid,
-			Liveness: s.Liveness, Excused: s.Excused, Mixed: s.Mixed, Fence: view.Fence.Value,
-			Leaving: view.Daemon.Value == cluster.DaemonStop || view.Daemon.Value == cluster.DaemonShutdown,
-		})
+		nodes = append(nodes, nodeOf(name, &view, seen(name)))
 	}
 	return nodes
 }
@@ -134,6 +180,7 @@ type State struct {
 
 	set     []cluster.NodeID // the down nodes of the last frame, in order
 	settled bool             // a full frame has been seen since the start
+	calm    int              // frames in a row in which somebody was down, but less than half were silent
 }
 
 // Step takes in one frame:
@@ -144,7 +191,8 @@ type State struct {
 //
 // Frames count from late on, so that the verdict falls in the tick in which
 // the node is found dead. It needs the same set of down nodes in the last two
-// frames (see weighs). Then it is an action, or a refusal with what stands against it. An
+// frames (see weighs), and that less than half were silent for as long as a
+// verdict takes (see tooMany). Then it is an action, or a refusal with what stands against it. An
 // action is repeated each frame until the node's fence record exists or it is
 // up: the executor takes one at a time and an act that failed is tried again.
 // A node that has just become primary acts in its next frame: its counters are
@@ -173,6 +221,7 @@ func Step(s State, f Frame) (State, []cluster.Action, []cluster.Refusal) {
 		}
 	}
 	j := newJudge(s, f, next.set)
+	next.calm = j.calm
 	var actions []cluster.Action
 	var refusals []cluster.Refusal
 	for _, n := range byUrgency(down, f.Predecessor) {
@@ -224,9 +273,9 @@ func (s State) blind(f Frame) (State, []cluster.Action, []cluster.Refusal) {
 // candidates are the nodes that are down and have no excuse, by name.
 func candidates(f Frame) []Node {
 	var down []Node
-	for _, n := range f.Nodes {
-		if n.Name != f.Self && n.Liveness.Down() && !n.Excused {
-			down = append(down, n)
+	for i := range f.Nodes {
+		if n := &f.Nodes[i]; n.Name != f.Self && n.Liveness.Down() && !n.Excused {
+			down = append(down, *n)
 		}
 	}
 	slices.SortFunc(down, func(a, b Node) int { return compare(a.Name, b.Name) })
@@ -258,6 +307,11 @@ func compare(a, b cluster.NodeID) int {
 	}
 	return 0
 }
+
+// Calm reports whether less than half of the nodes were silent for as long as a
+// verdict takes, as of the frame f, which s was stepped with last. Who carries on
+// a fence without an order out asks for it like who begins one.
+func (s State) Calm(f Frame) bool { return s.calm >= f.needed() }
 
 // needed is how many frames in a row a node must be down: as many as surely
 // fit between late (1.25 K of silence) and the timeout, so that counting
@@ -294,9 +348,10 @@ func stage(frames, needed int) Stage {
 // written yet: it is written when power is taken.
 func uncounted(f Frame) int {
 	count := 0
-	for _, n := range f.Nodes {
-		early := n.Fence.Stage == cluster.FenceClaimed || n.Fence.Stage == cluster.FenceSoft
-		if early && n.Fence.Tries == 0 {
+	for i := range f.Nodes {
+		r := f.Nodes[i].fence()
+		early := r.Stage == cluster.FenceClaimed || r.Stage == cluster.FenceSoft
+		if early && r.Tries == 0 {
 			count++
 		}
 	}

@@ -295,13 +295,15 @@ func (m *model) lookAround(o *observer) {
 	o.seen, _ = detector.Step(o.seen, detector.Observation{
 		Now: m.now, Self: self, Snapshot: &o.snap, Timing: m.timing, SelfLate: late, OwnKeepalive: o.acked, Reports: o.reports,
 	})
-	next, actions, _ := Step(o.held, Frame{
+	frame := Frame{
 		Every: every, Self: self, Timing: m.timing, Settings: cluster.FailoverSettings{Enabled: true, MaxCount: 100}, Primary: true, Holder: self,
-		Blind: o.seen.Blind, Nodes: NodesSeen(&o.snap, func(n cluster.NodeID) Seen {
-			held := o.seen.Nodes[n]
-			return Seen{Liveness: held.Liveness, Excused: held.Excuse != ""}
-		}),
+		Blind: o.seen.Blind,
+	}
+	frame.Look(&o.snap, func(n cluster.NodeID) Seen {
+		held := o.seen.Nodes[n]
+		return Seen{Liveness: held.Liveness, Excused: held.Excuse != ""}
 	})
+	next, actions, _ := Step(o.held, frame)
 	o.held = next
 	for _, a := range actions {
 		m.judge(o, a)

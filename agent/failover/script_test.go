@@ -151,8 +151,11 @@ func (s *script) read(words []string) (f Frame, times int) {
 	}
 	for _, name := range s.names {
 		n := Node{
-			Name: name, ID: s.ids[name], Incarnation: incarnation(name), Liveness: max(levels[name], cluster.LiveUp), Fence: s.fences[name],
+			Name: name, ID: s.ids[name], Incarnation: incarnation(name), Liveness: max(levels[name], cluster.LiveUp),
 			Excused: marks["excused"][name] || marks["leaving"][name], Leaving: marks["leaving"][name],
+		}
+		if r, ok := s.fences[name]; ok {
+			n.Fence = &r
 		}
 		if marks["mixed"][name] {
 			n.Mixed = "reached by c, not reached by a"
@@ -229,7 +232,7 @@ func TestNodesOf(t *testing.T) {
 	slices.SortFunc(got, func(a, b Node) int { return compare(a.Name, b.Name) })
 	want := []Node{
 		{Name: "a", ID: "2", Liveness: cluster.LiveLate, Excused: true, Leaving: true},
-		{Name: "b", ID: "1", Incarnation: "i", Liveness: cluster.LiveLate, Fence: cluster.FenceRecord{ID: "f"}},
+		{Name: "b", ID: "1", Incarnation: "i", Liveness: cluster.LiveLate, Fence: &cluster.FenceRecord{ID: "f"}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)

@@ -3,6 +3,7 @@ package failover
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"pvc.internal/cluster"
 )
@@ -15,10 +16,12 @@ type judge struct {
 	left    int  // of the budget
 	down    int  // nodes that are down, or under a fence
 	total   int
+	calm    int // frames in a row, this one included, with less than half silent
 }
 
 func newJudge(s State, f Frame, down []cluster.NodeID) judge {
-	j := judge{frame: &f, stable: slices.Equal(s.set, down), settled: s.settled, total: 1} // oneself
+	j := judge{frame: &f, stable: slices.Equal(s.set, down), settled: s.settled, total: 1 + f.Others} // oneself
+	silent := 0
 	j.left = f.Settings.MaxCount - f.Settings.Count - uncounted(f)
 	for i := range f.Nodes {
 		n := &f.Nodes[i]
@@ -26,10 +29,16 @@ func newJudge(s State, f Frame, down []cluster.NodeID) judge {
 			continue
 		}
 		j.total++
-		underWay := n.Fence.ID != "" && !n.Fence.Ended()
+		underWay := n.fence().ID != "" && !n.fence().Ended()
 		if (n.Liveness.Down() && !n.Leaving) || underWay {
 			j.down++
+			if underWay || n.Liveness > cluster.LiveLate {
+				silent++
+			}
 		}
+	}
+	if 2*silent < j.total {
+		j.calm = s.calm + 1
 	}
 	return j
 }
@@ -112,10 +121,11 @@ func (j judge) verdict(n Node, held NodeState) (cluster.Refusal, bool) {
 // handled reports whether a fence of exactly this incarnation is under way or
 // over: what remains of it is the fencer's.
 func handled(n Node) bool {
-	if n.Fence.ID == "" || n.Fence.Incarnation != n.Incarnation || !n.Fence.Stage.Known() {
+	r := n.fence()
+	if r.ID == "" || r.Incarnation != n.Incarnation || !r.Stage.Known() {
 		return false
 	}
-	return n.Fence.Stage != cluster.FenceCanceled && n.Fence.Stage != cluster.FenceManual
+	return r.Stage != cluster.FenceCanceled && r.Stage != cluster.FenceManual
 }
 
 func refuse(code cluster.RefusalCode, n Node, format string, args ...any) cluster.Refusal {
@@ -178,10 +188,17 @@ func (j judge) changing(n Node) cluster.Refusal {
 
 // tooMany: nobody fences half or more of the nodes (I6). Nodes that were fenced
 // and are not back count: the window lasts until they are. So do nodes that are
-// silent with an excuse, but for those that said that they stop.
+// silent with an excuse, but for those that said that they stop. Once fewer are
+// down, whoever still is gets the whole time again: when a network heals, its
+// nodes come back one after the other, each at its next keepalive, and the last
+// of them is no deader than the first. Late nodes do not begin that time anew, or
+// an election of ZooKeeper's would put off the fence of who caused it.
 func (j judge) tooMany(n Node) cluster.Refusal {
 	if 2*j.down < j.total {
-		return cluster.Refusal{}
+		if j.calm >= j.frame.needed() {
+			return cluster.Refusal{}
+		}
+		return refuse(cluster.RefuseTooMany, n, "dead, but half or more of the nodes were silent a moment ago, and others have returned since; it is judged %s after that", time.Duration(j.frame.needed())*j.frame.interval())
 	}
 	return refuse(cluster.RefuseTooMany, n, "dead, but %d of %d nodes are down, which is half or more", j.down, j.total)
 }
@@ -203,7 +220,7 @@ func (j judge) lastCopy(n Node) cluster.Refusal {
 // noDevice: a record of this incarnation ended for want of a device; only an
 // operator's confirmation or the node's return changes that.
 func (j judge) noDevice(n Node) cluster.Refusal {
-	if n.Fence.Stage == cluster.FenceManual && n.Fence.Incarnation == n.Incarnation {
+	if r := n.fence(); r.Stage == cluster.FenceManual && r.Incarnation == n.Incarnation {
 		return refuse(cluster.RefuseNoDevice, n, "dead, but no fence device is configured for it; configure one, or confirm by hand that it has no power")
 	}
 	return cluster.Refusal{}

@@ -512,7 +512,7 @@ func awaitingProof(t *testing.T, w *world) (old, taker *modelNode) {
 
 func (w *world) beganWithoutProof(old *modelNode) string {
 	for _, n := range w.nodes {
-		if n != old && n.guard.live {
+		if n != old && n.guard.live && n.guard.present {
 			return fmt.Sprintf("%s has the addresses at epoch %d although %s is not proven dead", n.id, n.guard.epoch, old.id)
 		}
 	}

@@ -44,7 +44,12 @@ type Lock struct {
 
 // Raise asks the guard to begin the role and to present all floating
 // addresses; its result is StepDone.
-type Raise struct{ Deadline cluster.RoleDeadline }
+type Raise struct {
+	Deadline cluster.RoleDeadline
+	// Bare leaves the addresses: the role is held for what must not outlive it,
+	// the attempts of a fence.
+	Bare bool
+}
 
 // Linger (an Effect's field) asks the guard to keep the role's effects until
 // the deadline although this daemon ends; its result is StepDone.

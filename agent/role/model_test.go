@@ -569,8 +569,14 @@ func (n *modelNode) doGuard(e Effect) {
 	quick := 300 * time.Microsecond
 	switch {
 	case e.Raise != nil:
-		d := e.Raise.Deadline
-		step(quick, func() error { return n.begin(d) })
+		d, bare := e.Raise.Deadline, e.Raise.Bare
+		step(quick, func() error {
+			err := n.begin(d)
+			if err == nil && bare {
+				g.present = false
+			}
+			return err
+		})
 	case e.Extend != nil:
 		d := *e.Extend
 		start := n.start

@@ -347,6 +347,8 @@ func (m *machine) onStep(d StepDone) {
 	switch m.s.stage {
 	case stageRaise:
 		m.raised(d)
+	case stageProof:
+		m.heldBare(d)
 	case stageStart:
 		m.servicesStarted(d)
 	case stageStop:

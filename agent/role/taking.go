@@ -43,10 +43,33 @@ func (m *machine) begin() {
 	case !m.s.hold.resumed && m.bound():
 		m.s.stage, m.s.step = stagePromise, 0
 	case len(m.owed(m.s.unproven)) > 0:
-		m.s.stage, m.s.step = stageProof, 0
+		m.holdBare()
 	default:
 		m.raise()
 	}
+}
+
+// holdBare waits for a dead-proof. The guard begins the role without any of its
+// effects, since the attempts of the fence that is to prove it hang on it (I5).
+func (m *machine) holdBare() {
+	if m.s.stage != stageProof {
+		m.s.stage, m.s.step = stageProof, 0
+	}
+	if m.s.step == 0 && !m.s.hold.raised && !m.in.Now.Before(m.s.retryAt) {
+		m.s.step = m.emit(Effect{Raise: &Raise{Deadline: m.deadline(), Bare: true}})
+	}
+}
+
+// heldBare takes in whether the guard has begun it; what failed is tried again.
+func (m *machine) heldBare(d StepDone) {
+	if d.Err != nil {
+		m.noteOnce("bare_role_failed", fmt.Sprintf("the guard does not hold the role, so that nobody is fenced: %v", d.Err), nil)
+		m.s.retryAt = m.in.Now.Add(renewRetry)
+		m.wakeAt(m.s.retryAt)
+		return
+	}
+	m.s.hold.raised = true
+	m.extend() // renewals may have come in meanwhile
 }
 
 // owed are those of the list whose end is not settled yet. Settled it is by a
@@ -201,6 +224,9 @@ func (m *machine) awaitProof() {
 	for _, u := range m.owed(m.s.unproven) {
 		m.refuse(cluster.Refusal{Code: cluster.RefuseDeadProof, Node: u.Node,
 			Detail: fmt.Sprintf("require_dead_proof is set: the addresses wait until %s (incarnation %s) is proven dead", u.Node, u.Incarnation)})
+	}
+	if m.s.step != 0 {
+		return // the guard is at it: one step at a time
 	}
 	m.begin()
 }

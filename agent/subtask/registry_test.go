@@ -3,14 +3,11 @@ package subtask
 import (
 	"context"
 	"errors"
-	"os"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"pvc.internal/proc"
 )
 
 var errQuorum = errors.New("quorum lost (hv2)")
@@ -39,11 +36,27 @@ func (c *fakeChild) Kill() {
 
 func heeds(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) }
 
+func (c *fakeChild) Stop(ctx context.Context, grace time.Duration) error {
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+	case <-time.After(grace):
+	}
+	c.Kill()
+	select {
+	case <-c.done:
+		return nil
+	case <-time.After(200 * time.Millisecond):
+		return errors.New("survives")
+	}
+}
+
 var ladder = Ladder{Grace: time.Second, Kill: 2 * time.Second}
 
 func TestStopCancelsWithItsCauseAndWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(t.Context(), "drain", 10)
+		r := New(t.Context(), "drain", Options{})
 		for _, name := range []string{"a", "b"} {
 			if err := r.Go(name, func(ctx context.Context) error {
 				<-ctx.Done()
@@ -76,7 +89,7 @@ func TestStopCancelsWithItsCauseAndWaits(t *testing.T) {
 
 func TestChildrenAreKilledAfterTheGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(t.Context(), "fence", 10)
+		r := New(t.Context(), "fence", Options{})
 		c := newChild(100 * time.Millisecond)
 		_ = r.Adopt("fence_ipmilan", c)
 		// The goroutine only waits for its child, as one that runs a program does.
@@ -93,7 +106,7 @@ func TestChildrenAreKilledAfterTheGrace(t *testing.T) {
 
 func TestStragglersAreNamedWithTheirStacks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(t.Context(), "recover", 10)
+		r := New(t.Context(), "recover", Options{})
 		release := make(chan struct{})
 		stuck := newChild(-1)
 		_ = r.Adopt("rsync", stuck)
@@ -130,7 +143,7 @@ func blocksForEver(release <-chan struct{}) { <-release }
 
 func TestNothingIsRegisteredOnceAStopHasBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(t.Context(), "drain", 10)
+		r := New(t.Context(), "drain", Options{})
 		late := newChild(0)
 		_ = r.Go("a", func(ctx context.Context) error {
 			<-ctx.Done()
@@ -151,7 +164,7 @@ func TestNothingIsRegisteredOnceAStopHasBegun(t *testing.T) {
 
 func TestARegistryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(t.Context(), "janitor", 2)
+		r := New(t.Context(), "janitor", Options{Max: 2})
 		_, _ = r.Go("a", heeds), r.Go("b", heeds)
 		c := newChild(0)
 		if err := r.Adopt("c", c); !errors.Is(err, ErrFull) || c.killed.IsZero() {
@@ -163,7 +176,7 @@ func TestARegistryIsBounded(t *testing.T) {
 
 func TestAPanicEndsItsSubtaskOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(t.Context(), "janitor", 5)
+		r := New(t.Context(), "janitor", Options{})
 		_ = r.Go("bad", func(context.Context) error { panic("nil map") })
 		_ = r.Go("good", func(context.Context) error { time.Sleep(time.Second); return nil })
 		if err := r.Wait(t.Context()); err != nil {
@@ -178,7 +191,7 @@ func TestAPanicEndsItsSubtaskOnly(t *testing.T) {
 
 func TestAnEndedContextPassesTheRungsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := New(t.Context(), "drain", 5)
+		r := New(t.Context(), "drain", Options{})
 		c := newChild(-1)
 		_ = r.Adopt("rsync", c)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -189,19 +202,4 @@ func TestAnEndedContextPassesTheRungsAtOnce(t *testing.T) {
 		}
 		close(c.done)
 	})
-}
-
-func TestARealChildIsOneToo(t *testing.T) {
-	r := New(t.Context(), "fence", 5)
-	p, err := proc.Start(proc.Command{Argv: []string{"/bin/sh", "-c", "trap '' TERM; sleep 1000 & wait; sleep 1000"}, Output: os.Stderr})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Stop(context.Background(), 0)
-	if err := r.Adopt("sleeper", p); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Stop(t.Context(), errQuorum, Ladder{Kill: 10 * time.Second}); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -30,7 +30,7 @@ func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 		Flags: globalFlags(),
 		Commands: append([]*cli.Command{
 			t.nodeCommand(), t.clusterCommand(), t.timingCommand(), t.historyCommand(),
-			t.explainCommand(), t.fenceCommand(), t.faultCommand(), t.settingsCommand(), t.pkiCommand(), t.doctorCommand(), t.versionCommand(),
+			t.explainCommand(), t.fenceCommand(), t.leaseCommand(), t.activityCommand(), t.faultCommand(), t.settingsCommand(), t.pkiCommand(), t.doctorCommand(), t.versionCommand(),
 		}, moreCommands()...),
 		ExitErrHandler: func(*cli.Context, error) {}, // run tells the error and ends the process
 		OnUsageError:   asUsageError,

@@ -310,10 +310,11 @@ func (f *fenceFollower) record(r cluster.FenceRecord) (over bool, end error) {
 		text += ": " + r.Result
 	}
 	f.line("%s", text)
-	switch {
+	switch mine := r.Order == f.order.ID; {
 	case r.Proof != "" && r.Stage != cluster.FenceCanceled:
 		f.say("node %s is proven dead: %s", f.node, r.Proof)
 		return true, nil
+	case !mine: // a try that was under way when it was ordered; its end answers nothing
 	case r.Stage == cluster.FenceCanceled:
 		return true, fmt.Errorf("the fence of node %s was canceled: %s: %w", f.node, r.Result, cluster.ErrRefused)
 	case r.Stage == cluster.FenceFailed:

@@ -105,8 +105,10 @@ func TestFenceWaits(t *testing.T) {
 	confirm, test := order, order
 	confirm.Action, test.Action = "confirm", "test"
 	record := func(stage cluster.FenceStage, proof, result string) api.FencesView {
-		return api.FencesView{Fences: []cluster.FenceRecord{{ID: "f2", Node: "hv3", Incarnation: "b.1", By: "hv1", Stage: stage, Tries: 1, Proof: proof, Result: result}}}
+		return api.FencesView{Fences: []cluster.FenceRecord{{ID: "f2", Node: "hv3", Incarnation: "b.1", By: "hv1", Stage: stage, Tries: 1, Proof: proof, Result: result, Order: "o1"}}}
 	}
+	another := record(cluster.FenceFailed, "", "bmc: no answer")
+	another.Fences[0].Order = ""
 	waits := api.FencesView{Orders: []cluster.FenceOrder{order}}
 	refused := api.FencesView{History: []cluster.Event{
 		{Kind: cluster.EventOrderRefused, Text: "of another time", Fields: map[string]string{"order": "o0"}},
@@ -134,6 +136,7 @@ func TestFenceWaits(t *testing.T) {
 		{"never taken", order, "fence now hv3 -y --wait-timeout 200ms", api.FencesView{}, []any{waits}, exitTimedOut, "waits for the primary", "`pvc fence cancel hv3` takes it back"},
 		{"slow", order, "fence now hv3 -y --wait-timeout 200ms", api.FencesView{}, []any{record(cluster.FenceVerify, "", "")}, exitTimedOut, "stage verify", "it goes on by itself"},
 		{"confirmed", confirm, "fence confirm hv3 -y --reason unplugged", record(cluster.FenceManual, "", "no device"), []any{record(cluster.FenceFenced, "confirmed", "")}, exitOK, "proven dead: confirmed", ""},
+		{"confirmed while a try runs", confirm, "fence confirm hv3 -y --reason unplugged", api.FencesView{}, []any{another, record(cluster.FenceFenced, "confirmed", "")}, exitOK, "proven dead: confirmed", ""},
 		{"tested", test, "fence test hv3", tested(5, "unreachable"), []any{tested(5, "unreachable"), tested(6, "")}, exitOK, "ready", ""},
 		{"tested and broken", test, "fence test hv3", api.FencesView{}, []any{tested(6, "unreachable")}, exitFailed, "unreachable: no answer", "1 of 1 tests of fence devices of node hv3 failed"},
 	} {

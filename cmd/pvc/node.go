@@ -20,7 +20,7 @@ func (t *terminal) nodeCommand() *cli.Command {
 		&cli.DurationFlag{Name: "wait-timeout", Usage: "longest `TIME` to wait for its end", Value: defaultSwitchWait},
 		&cli.BoolFlag{Name: "dry-run", Usage: "only say what would happen"},
 	}
-	return &cli.Command{Name: "node", Usage: "nodes and the primary role", Subcommands: []*cli.Command{
+	return &cli.Command{Name: "node", Usage: "nodes and the primary role", Subcommands: append([]*cli.Command{
 		{Name: "list", Usage: "list nodes", ArgsUsage: "[REGEXP]", Action: t.nodeList, Flags: []cli.Flag{
 			&cli.StringFlag{Name: "daemon-state", Usage: "only nodes in this `STATE`"},
 			&cli.StringFlag{Name: "coordinator-state", Usage: "only nodes in this `STATE`"},
@@ -33,7 +33,7 @@ func (t *terminal) nodeCommand() *cli.Command {
 		{Name: "log", Usage: "show a node's newest log lines", ArgsUsage: "NODE", Action: t.nodeLog, Flags: []cli.Flag{
 			&cli.IntFlag{Name: "lines", Aliases: []string{"n"}, Value: 10, Usage: "`HOW MANY`"}}},
 		{Name: "watch", Usage: "show the nodes and each change", Action: t.nodeWatch},
-	}}
+	}, t.memberCommands()...)}
 }
 
 func (t *terminal) nodeList(c *cli.Context) error {
@@ -57,7 +57,12 @@ func (t *terminal) nodeList(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return t.show(c, nodes, func() { t.nodeTable(nodes) })
+	return t.show(c, nodes, func() {
+		t.nodeTable(nodes)
+		if v, err := ask.Members(c.Context, 1); err == nil { // an older pvcapid does not tell
+			t.membersNote(v)
+		}
+	})
 }
 
 func (t *terminal) nodeTable(nodes []api.Node) {

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"pvc.internal/sandbox"
+	"pvc.internal/sandbox/bench"
 )
 
 // sandboxCommand is `pvc sandbox …`: whole clusters on this machine.
@@ -49,6 +50,7 @@ func sandboxHelperCommands() []*cli.Command {
 		entry("sandbox-init", sandbox.InitMain),
 		entry("sandbox-responder", sandbox.ResponderMain),
 		entry("sandbox-hook", sandbox.HookMain),
+		entry("sandbox-bench", bench.HelperMain),
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"pvc.internal/agent"
+	"pvc.internal/cluster"
 	"pvc.internal/cmd/settings"
 	"pvc.internal/fencing"
 )
@@ -182,6 +183,9 @@ func withSettings(body func(context.Context, settings.Node, *zap.Logger) error) 
 		}
 		if err := body(c.Context, s, log); err != nil {
 			log.Error("ends with an error", zap.Error(err))
+			if errors.Is(err, cluster.ErrRemoved) { // the next start would find the same
+				return &exitError{code: exitSettings, err: err}
+			}
 			return &exitError{code: exitFailed}
 		}
 		return nil

@@ -46,7 +46,7 @@ func newTalk(s settings.Node, c agent.Config, clock cluster.Clock, log *zap.Logg
 		return t, nil
 	}
 	t.node = peer.NewNode(peer.NodeConfig{
-		Self: c.Node, Interval: s.Timing.KeepaliveInterval, Server: peer.ServerConfig{Listen: s.Peer.Listen},
+		Self: c.Node, Interval: s.Timing.KeepaliveInterval, Server: peer.ServerConfig{Listen: s.Peer.Listen, Allow: func(n cluster.NodeID) error { return t.agent.Welcome(n) }},
 		Status: t.status, Address: func(n cluster.NodeID) string { return t.agent.PeerAddress(n) },
 	}, id, clock, log)
 	return t, nil

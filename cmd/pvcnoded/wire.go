@@ -68,7 +68,7 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	deps := agent.Deps{
 		Clock: clock, Log: log, Store: handler, Locker: handler, Tree: handler, Historian: handler, Guard: guard,
 		Sweeper: sweeper{}, Collector: collection, Fencer: fencer, Notify: notify, Turned: notify.Turned,
-		Remember: folder.Remember,
+		Remember: folder.Remember, LeaseFile: folder.Leases(), Activities: handler, Records: handler,
 	}
 	peers.join(&deps)
 	a, err := agent.New(config, deps)
@@ -119,7 +119,10 @@ func agentConfig(s settings.Node, folder *agent.StateFolder) (agent.Config, erro
 	if err != nil {
 		return agent.Config{}, err
 	}
-
+	longestLease, err := folder.UseLeasePeriod(s.Timing.NodeLeasePeriod)
+	if err != nil {
+		return agent.Config{}, err
+	}
 	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return agent.Config{}, fmt.Errorf("read the boot id: %w", err)
@@ -139,6 +142,7 @@ func agentConfig(s settings.Node, folder *agent.StateFolder) (agent.Config, erro
 		Peer: s.Peer.Advertise, MACs: hardwareAddresses(s.Addresses), Fencing: fence, Timing: s.Timing, Addresses: s.Addresses, Services: s.Services,
 		Yield: s.Role.OnStartFailure == settings.StartFailureYield, DeadProof: s.Role.RequireDeadProof, Version: version,
 		FenceTests: s.Fencing.TestSchedule, Failsafe: s.Role.Failsafe, LongestTTL: longest,
+		NodeLeases: s.NodeLeases, LongestNodeLease: longestLease,
 		NewID:  func(cluster.Epoch) string { return uuid.Must(uuid.NewV7()).String() },
 		WallMS: func() int64 { return time.Now().UnixMilli() },
 	}, nil

@@ -108,3 +108,14 @@ func checkRole(r *report, f roleFile, p Peer) Role {
 	}
 	return role
 }
+
+// checkNodeLeases returns whether node leases are in use.
+func checkNodeLeases(r *report, written *bool, p Peer) bool {
+	if written == nil {
+		return p.Set()
+	}
+	if *written && !p.Set() {
+		r.refuse("node_leases", "true needs nodes that talk directly: set peer.listen and peer.tls, or write false")
+	}
+	return *written
+}

@@ -19,24 +19,29 @@ func TestPeer(t *testing.T) {
 	if n := mustLoad(t, least+`peer: {listen: "127.0.0.1:7371", `+files+"}\n"); len(n.Warnings) != 1 || !strings.Contains(n.Warnings[0], "this host only") {
 		t.Errorf("an address of this host only: warnings %q", n.Warnings)
 	}
+	const peers = `peer: {listen: "10.0.0.1:7371", ` + files + "}\n"
+	if on, off, none := mustLoad(t, least+peers), mustLoad(t, least+peers+"node_leases: false\n"), mustLoad(t, least); !on.NodeLeases || off.NodeLeases || none.NodeLeases {
+		t.Errorf("node leases %v with peers, %v switched off, %v without peers", on.NodeLeases, off.NodeLeases, none.NodeLeases)
+	}
 	for name, c := range map[string]struct {
 		file string
 		want []string
 	}{
-		"failsafe without peer": {least + "role: {failsafe: true}\n", []string{"role.failsafe", "peer.listen", "write false"}},
-		"not true or false":     {least + "role: {failsafe: maybe}\n", []string{"failsafe", "maybe is neither true nor false"}},
-		"no listen":             {least + "peer: {" + files + "}\n", []string{"peer.listen: is missing", "10.0.0.1:7371"}},
-		"no port":               {least + "peer: {listen: 10.0.0.7, " + files + "}\n", []string{"peer.listen", "write 10.0.0.7:7371"}},
-		"port":                  {least + `peer: {listen: "10.0.0.7:0", ` + files + "}\n", []string{"peer.listen", `port "0"`, "1 to 65535"}},
-		"every address":         {least + `peer: {listen: "0.0.0.0:7371", ` + files + "}\n", []string{"peer.advertise: is missing", "0.0.0.0:7371"}},
-		"every address, short":  {least + `peer: {listen: ":7371", ` + files + "}\n", []string{"peer.advertise: is missing"}},
-		"advertised to nobody":  {least + `peer: {listen: ":7371", advertise: "[::]:7371", ` + files + "}\n", []string{"peer.advertise", "no address that another node could reach"}},
-		"advertised, no port":   {least + `peer: {listen: ":7371", advertise: hv1, ` + files + "}\n", []string{"peer.advertise", `"hv1" is not host:port`}},
-		"no certificate":        {least + `peer: {listen: "10.0.0.1:7371"}` + "\n", []string{"peer.tls.ca: is missing", "peer.tls.cert", "peer.tls.key", "pvc pki issue"}},
-		"relative path":         {least + `peer: {listen: "10.0.0.1:7371", tls: {ca: c.pem, cert: /n, key: /k}}` + "\n", []string{"peer.tls.ca", "full path"}},
-		"name in certificates":  {strings.Replace(least, "demo", "a..b", 1) + `peer: {listen: "10.0.0.1:7371", ` + files + "}\n", []string{"cluster.name", `"a..b" cannot stand in a certificate`}},
-		"unknown":               {least + `peer: {lisen: "10.0.0.1:7371"}` + "\n", []string{"peer.lisen is unknown", `did you mean "listen"`}},
-		"unknown file":          {least + `peer: {tls: {crt: /n}}` + "\n", []string{"peer.tls.crt is unknown", `did you mean "cert"`}},
+		"node leases without peer": {least + "node_leases: true\n", []string{"node_leases", "peer.listen", "write false"}},
+		"failsafe without peer":    {least + "role: {failsafe: true}\n", []string{"role.failsafe", "peer.listen", "write false"}},
+		"not true or false":        {least + "role: {failsafe: maybe}\n", []string{"failsafe", "maybe is neither true nor false"}},
+		"no listen":                {least + "peer: {" + files + "}\n", []string{"peer.listen: is missing", "10.0.0.1:7371"}},
+		"no port":                  {least + "peer: {listen: 10.0.0.7, " + files + "}\n", []string{"peer.listen", "write 10.0.0.7:7371"}},
+		"port":                     {least + `peer: {listen: "10.0.0.7:0", ` + files + "}\n", []string{"peer.listen", `port "0"`, "1 to 65535"}},
+		"every address":            {least + `peer: {listen: "0.0.0.0:7371", ` + files + "}\n", []string{"peer.advertise: is missing", "0.0.0.0:7371"}},
+		"every address, short":     {least + `peer: {listen: ":7371", ` + files + "}\n", []string{"peer.advertise: is missing"}},
+		"advertised to nobody":     {least + `peer: {listen: ":7371", advertise: "[::]:7371", ` + files + "}\n", []string{"peer.advertise", "no address that another node could reach"}},
+		"advertised, no port":      {least + `peer: {listen: ":7371", advertise: hv1, ` + files + "}\n", []string{"peer.advertise", `"hv1" is not host:port`}},
+		"no certificate":           {least + `peer: {listen: "10.0.0.1:7371"}` + "\n", []string{"peer.tls.ca: is missing", "peer.tls.cert", "peer.tls.key", "pvc pki issue"}},
+		"relative path":            {least + `peer: {listen: "10.0.0.1:7371", tls: {ca: c.pem, cert: /n, key: /k}}` + "\n", []string{"peer.tls.ca", "full path"}},
+		"name in certificates":     {strings.Replace(least, "demo", "a..b", 1) + `peer: {listen: "10.0.0.1:7371", ` + files + "}\n", []string{"cluster.name", `"a..b" cannot stand in a certificate`}},
+		"unknown":                  {least + `peer: {lisen: "10.0.0.1:7371"}` + "\n", []string{"peer.lisen is unknown", `did you mean "listen"`}},
+		"unknown file":             {least + `peer: {tls: {crt: /n}}` + "\n", []string{"peer.tls.crt is unknown", `did you mean "cert"`}},
 	} {
 		refused(t, name, c.file, c.want)
 	}

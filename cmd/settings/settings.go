@@ -15,18 +15,21 @@ type Node struct {
 	ZooKeeper ZooKeeper
 	Peer      Peer
 	Role      Role
-	SelfFence string // stop-work | reboot | watchdog
-	Watchdog  Watchdog
-	Plugins   []Plugin
-	Fencing   Fencing // its ladders hold whole devices: what stood under devices is filled in
-	StateDir  string
-	RunDir    string
-	Log       Log
-	Profile   string // of the timing, by name
-	Timing    cluster.Timing
-	Addresses []cluster.FloatingAddress
-	Services  []cluster.ServiceSpec
-	Warnings  []string // to be logged once at start
+	// NodeLeases: nodes serve the leader by leases; default: whether they talk
+	// directly (peer).
+	NodeLeases bool
+	SelfFence  string // stop-work | reboot | watchdog
+	Watchdog   Watchdog
+	Plugins    []Plugin
+	Fencing    Fencing // its ladders hold whole devices: what stood under devices is filled in
+	StateDir   string
+	RunDir     string
+	Log        Log
+	Profile    string // of the timing, by name
+	Timing     cluster.Timing
+	Addresses  []cluster.FloatingAddress
+	Services   []cluster.ServiceSpec
+	Warnings   []string // to be logged once at start
 }
 
 // API is the file of pvcapid.
@@ -145,21 +148,22 @@ type ServerTLS struct {
 
 // nodeFile is what stands in the file of pvcnoded, key by key.
 type nodeFile struct {
-	Node      Identity      `yaml:"node"`
-	Cluster   Cluster       `yaml:"cluster"`
-	ZooKeeper ZooKeeper     `yaml:"zookeeper"`
-	Timing    timingFile    `yaml:"timing"`
-	Peer      Peer          `yaml:"peer"`
-	Role      roleFile      `yaml:"role"`
-	SelfFence string        `yaml:"self_fence"`
-	Watchdog  Watchdog      `yaml:"watchdog"`
-	Addresses []addressFile `yaml:"addresses"`
-	Services  []serviceFile `yaml:"services"`
-	Plugins   []Plugin      `yaml:"plugins"`
-	Fencing   Fencing       `yaml:"fencing"`
-	StateDir  string        `yaml:"state_dir"`
-	RunDir    string        `yaml:"run_dir"`
-	Log       Log           `yaml:"log"`
+	Node       Identity      `yaml:"node"`
+	Cluster    Cluster       `yaml:"cluster"`
+	ZooKeeper  ZooKeeper     `yaml:"zookeeper"`
+	Timing     timingFile    `yaml:"timing"`
+	Peer       Peer          `yaml:"peer"`
+	Role       roleFile      `yaml:"role"`
+	NodeLeases *bool         `yaml:"node_leases"` // nil: not written
+	SelfFence  string        `yaml:"self_fence"`
+	Watchdog   Watchdog      `yaml:"watchdog"`
+	Addresses  []addressFile `yaml:"addresses"`
+	Services   []serviceFile `yaml:"services"`
+	Plugins    []Plugin      `yaml:"plugins"`
+	Fencing    Fencing       `yaml:"fencing"`
+	StateDir   string        `yaml:"state_dir"`
+	RunDir     string        `yaml:"run_dir"`
+	Log        Log           `yaml:"log"`
 }
 
 // apiFile is what stands in the file of pvcapid.

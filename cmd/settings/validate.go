@@ -54,6 +54,7 @@ func checkNode(path string, f nodeFile) (Node, error) {
 	n.ZooKeeper.Servers = checkZooKeeper(r, n.ZooKeeper)
 	n.Peer = checkPeer(r, f.Peer, n.Cluster)
 	n.Role = checkRole(r, f.Role, n.Peer)
+	n.NodeLeases = checkNodeLeases(r, f.NodeLeases, n.Peer)
 	checkSelfFence(r, n)
 	n.Addresses = checkAddresses(r, f.Addresses)
 	n.Services = checkServices(r, f.Services)

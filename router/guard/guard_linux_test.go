@@ -301,7 +301,7 @@ func (b *bed) event(kind string) cluster.GuardEvent {
 			if e.Kind == kind {
 				return e
 			}
-		case <-time.After(3 * time.Second):
+		case <-time.After(20 * time.Second):
 			b.t.Fatalf("no event %q", kind)
 		}
 	}

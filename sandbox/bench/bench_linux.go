@@ -49,6 +49,7 @@ func parts() []part {
 		{"fast", "power loss with the profile fast", measureFast},
 		{"contenders", "eight contenders, one winner each round", measureContenders},
 		{"nodes", "a thousand nodes' keepalives on three servers", measureNodes},
+		{"leases", "what a lost lease, a failover and a kill -9 end; a thousand node leases", measureLeases},
 		{"stuck", "a collector that never returns and a plugin that hangs and forks", measureStuck},
 		{"shutdown", "shutdown with a service that takes 60 s", measureShutdown},
 	}

@@ -159,7 +159,7 @@ func (e *ensemble) join(name cluster.NodeID, mode cluster.Mode, seen *witness, f
 		NewID: func(ep cluster.Epoch) string { ids++; return fmt.Sprintf("%s-%d-%d", name, ep, ids) },
 	}, agent.Deps{
 		Clock: proc.BootClock{}, Log: log, Store: h, Locker: h, Tree: h, Guard: m.guard, Sweeper: quiet{}, Notify: quiet{},
-		Collector: collection, Remember: func(string) error { return nil },
+		Collector: collection, Remember: func(string) error { return nil }, Activities: h, Records: h,
 	})
 	if err != nil {
 		return nil, err

@@ -104,13 +104,14 @@ func (o *observer) look(ctx context.Context) {
 		if snap == nil {
 			continue
 		}
-		held, _, _ = failover.Step(held, failover.Frame{
+		f := failover.Frame{
 			Every: every, Self: o.name, Timing: o.timing, Settings: cluster.DefaultFailoverSettings(), Primary: true, Holder: o.name, Blind: seen.Blind,
-			Nodes: failover.NodesSeen(snap, func(n cluster.NodeID) failover.Seen {
-				s := seen.Nodes[n]
-				return failover.Seen{Liveness: s.Liveness, Excused: s.Excuse != ""}
-			}),
+		}
+		f.Look(snap, func(n cluster.NodeID) failover.Seen {
+			s := seen.Nodes[n]
+			return failover.Seen{Liveness: s.Liveness, Excused: s.Excuse != ""}
 		})
+		held, _, _ = failover.Step(held, f)
 		o.keep(threadTime()-began, seen)
 	}
 }
