@@ -1,386 +1,509 @@
 package pvc_test
 
 import (
-	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
 	"time"
 )
 
-// The systemd units in a real systemd: one machine of systemd-nspawn with a
-// network namespace of its own and a real ZooKeeper beside it.
-
-// rootfs is where the machine's base system is kept between runs.
-const rootfs = "/var/cache/pvc-units/bookworm"
-
-// machine is a booted system.
-type machine struct {
-	root   string // its file system, as seen from here
-	netns  string
-	leader int // process id of its init
-}
-
+// TestUnits installs the package on three machines and leads them through what
+// happens to services: from the first start to the power cut. The steps build on
+// each other. What they measure is printed; what they demand has no clock in it
+// but generous limits. PVC_SOAK=1 measures the upgrades five times.
 func TestUnits(t *testing.T) {
-	m := bootMachine(t)
-	m.sh(t, "systemctl enable --now --no-block pvc-guard pvcnoded pvcapid")
-	m.until(t, 20*time.Second, "the cluster is initialised", "pvc cluster init --yes --name units")
-	m.until(t, 30*time.Second, "pvcnoded is READY", "systemctl is-active --quiet pvcnoded")
-	m.until(t, 20*time.Second, "the address is there", addressIsThere)
-
-	t.Run("kill -9 of the agent", func(t *testing.T) {
-		agent, guard := m.pid(t, "pvcnoded"), m.pid(t, "pvc-guard")
-		m.sh(t, "kill -9 "+agent)
-		m.watchWhile(t, "the address is there", addressIsThere, func() {
-			m.until(t, 20*time.Second, "another agent is READY", fmt.Sprintf(
-				`systemctl is-active --quiet pvcnoded && [ "$(systemctl show -P MainPID pvcnoded)" != %s ]`, agent))
-			time.Sleep(3 * time.Second) // longer than the lease the dead agent held
-		})
-		if now := m.pid(t, "pvc-guard"); now != guard {
-			t.Errorf("the guard was restarted with the agent: process %s, before %s", now, guard)
+	packages := buildPackages(t)
+	h := newHall(t, 3)
+	h.authority(t)
+	firstPrimary(t, h, packages[0])
+	step := func(name string, body func(t *testing.T, h *hall)) {
+		if !t.Failed() {
+			t.Run(name, func(t *testing.T) { body(t, h) })
 		}
-	})
-	t.Run("kill -9 of the guard", func(t *testing.T) {
-		agent, guard := m.pid(t, "pvcnoded"), m.pid(t, "pvc-guard")
-		m.sh(t, "kill -9 "+guard)
-		m.until(t, 10*time.Second, "another guard runs", fmt.Sprintf(
-			`systemctl is-active --quiet pvc-guard && p=$(systemctl show -P MainPID pvc-guard) && [ "$p" != 0 ] && [ "$p" != %s ]`, guard))
-		m.until(t, 20*time.Second, "the address is there", addressIsThere)
-		if now := m.pid(t, "pvcnoded"); now != agent {
-			t.Errorf("the agent was restarted with the guard: process %s, before %s", now, agent)
-		}
-	})
-	t.Run("stop of the agent", func(t *testing.T) {
-		guard := m.pid(t, "pvc-guard")
-		m.sh(t, "systemctl stop pvcnoded")
-		if out, err := m.try(addressIsThere); err == nil {
-			t.Errorf("the address is still there after an orderly stop: %s", out)
-		}
-		if now := m.pid(t, "pvc-guard"); now != guard {
-			t.Errorf("the guard did not survive: process %s, before %s", now, guard)
-		}
-		m.sh(t, "systemctl is-active pvc-guard")
-	})
-	t.Run("settings that are refused", func(t *testing.T) {
-		m.sh(t, "echo 'nonsense: 1' >>/etc/pvc/pvcnoded.yaml")
-		_, _ = m.try("systemctl start pvcnoded")
-		if out, _ := m.try("systemctl show -P Result,ExecMainStatus,NRestarts pvcnoded; systemctl show -P ExecMainStatus pvcnoded"); !strings.Contains(out, "78") {
-			t.Errorf("not ended for good with status 78: %s", out)
-		}
-	})
+	}
+	step("hardened", hardened)
+	step("copies of workloads", copies)
+	step("kill -9 of the agent", killAgent)
+	step("kill -9 of the guard", killGuard)
+	step("stop of the agent", stopAgent)
+	step("reload", reload)
+	rounds := 1
+	if os.Getenv("PVC_SOAK") != "" {
+		rounds = 5
+	}
+	for range rounds {
+		step("upgrades in maintenance", func(t *testing.T, h *hall) { upgradeInMaintenance(t, h, packages[1]) })
+		step("upgrade of the primary", func(t *testing.T, h *hall) { upgradePrimary(t, h, packages[0]) })
+	}
+	step("stop of the target under copies", endCopies)
+	step("removal of workloads", removeCopies)
+	step("a daemon that hangs", hang)
+	step("settings that are refused", func(t *testing.T, h *hall) { refusedSettings(t, h, packages[0]) })
+	step("remove and purge", removeAndPurge)
+	step("a full disk, then no network", func(t *testing.T, h *hall) { badStart(t, h, packages[0]) })
+	step("stop of the target", stopTarget)
+	step("no guard comes back", noGuard)
+	step("power cut", powerCut)
 }
 
-const addressIsThere = "ip -o address show dev upstream | grep -q 10.91.0.10/24"
+// newSetting is a line that the second package ships, and the first does not.
+const newSetting = "# A setting of the second version."
 
-// bootMachine starts the whole arrangement and takes it down with the test.
-func bootMachine(t *testing.T) *machine {
+const addressIsThere = "ip -o address show dev " + uplink + " | grep -q " + floating + "/24"
+
+// buildPackages makes two packages: of what make build has built, and of the same
+// tree with another version, which ships other settings.
+func buildPackages(t *testing.T) []string {
 	t.Helper()
-	if os.Getenv("PVC_UNITS_TEST") == "" {
-		t.Skip("boots a machine: set PVC_UNITS_TEST=1, or run make units-test")
+	if os.Getenv("PVC_UNITS_TEST") == "" || os.Geteuid() != 0 {
+		return make([]string, 2) // newHall skips the test
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes namespaces and mounts")
+	dist, second := t.TempDir(), t.TempDir()
+	must(t, "sh", "-c", "cp bin/pvc "+second)
+	must(t, "go", "build", "-ldflags", "-s -w -X main.version=v2.0-second", "-o", second, "./cmd/pvcnoded", "./cmd/pvcapid")
+	must(t, "make", "-s", "package", "DIST="+dist, "DEB_VERSION=1.0+first")
+	must(t, "sh", "-c", "for f in pvcnoded pvcapid; do { cat etc/$f.yaml; echo '"+newSetting+"'; } >"+second+"/$f.yaml || exit 1; done")
+	must(t, "make", "-s", "package", "DIST="+dist, "DEB_VERSION=2.0+second", "BIN="+second, "ETC="+second)
+	return []string{filepath.Join(dist, "pvc_1.0+first_amd64.deb"), filepath.Join(dist, "pvc_2.0+second_amd64.deb")}
+}
+
+// each does something to every machine at once.
+func (h *hall) each(body func(m *machine)) {
+	var all sync.WaitGroup
+	for _, m := range h.machines {
+		all.Go(func() { body(m) })
 	}
-	for _, program := range []string{"debootstrap", "systemd-nspawn", "nsenter", "java", "ip", "make"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("needs %s: make deps installs it", program)
+	all.Wait()
+}
+
+// apt has apt-get do something with the package, without a question.
+func (m *machine) apt(t *testing.T, command string, debs ...string) string {
+	t.Helper()
+	for i, deb := range debs {
+		path := "/var/tmp/" + filepath.Base(deb)
+		content, err := os.ReadFile(deb)
+		if err == nil {
+			err = os.WriteFile(m.root+path, content, 0o644)
 		}
-	}
-	if _, err := os.Stat("bin/pvcnoded"); err != nil {
-		t.Skip("needs bin/: run make build")
-	}
-	baseSystem(t)
-	m := &machine{root: filepath.Join(t.TempDir(), "root"), netns: fmt.Sprintf("pvc-units-%d", os.Getpid())}
-	m.mount(t)
-	m.network(t)
-	m.zooKeeper(t)
-	m.boot(t)
-	m.install(t)
-	return m
-}
-
-// baseSystem makes the base system once; it takes half a minute.
-func baseSystem(t *testing.T) {
-	t.Helper()
-	if _, err := os.Stat(rootfs + "/etc/machine-id"); err == nil {
-		return
-	}
-	listed, err := exec.Command("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Codename: bookworm").Output()
-	mirror, _, _ := strings.Cut(string(listed), "\n")
-	if err != nil || mirror == "" {
-		t.Skipf("apt names no mirror of Debian bookworm (%v): run apt-get update", err)
-	}
-	unfinished := fmt.Sprintf("%s.%d", rootfs, os.Getpid())
-	t.Cleanup(func() { os.RemoveAll(unfinished) })
-	if err := os.MkdirAll(filepath.Dir(rootfs), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus,iproute2,procps",
-		"bookworm", unfinished, mirror).CombinedOutput()
-	if err != nil {
-		t.Skipf("debootstrap cannot make a base system here: %v\n%s", err, tail(out))
-	}
-	// An empty file would make systemd-nspawn refuse the machine.
-	if err := os.WriteFile(unfinished+"/etc/machine-id", []byte("uninitialized\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(unfinished, rootfs); err != nil && !errors.Is(err, fs.ErrExist) {
-		t.Fatal(err)
-	}
-}
-
-// mount lays a file system in memory over the base system, which stays as it is.
-func (m *machine) mount(t *testing.T) {
-	t.Helper()
-	memory := filepath.Join(t.TempDir(), "memory")
-	for _, dir := range []string{memory, m.root} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(t, "mount", "-t", "tmpfs", "tmpfs", memory)
-	t.Cleanup(func() { quietly("umount", "-l", memory) })
-	must(t, "mkdir", memory+"/upper", memory+"/work")
-	if out, err := exec.Command("mount", "-t", "overlay", "overlay", "-o",
-		"lowerdir="+rootfs+",upperdir="+memory+"/upper,workdir="+memory+"/work", m.root).CombinedOutput(); err != nil {
-		t.Skipf("no overlay file system here: %v: %s", err, out)
-	}
-	t.Cleanup(func() { quietly("umount", "-l", m.root) })
-}
-
-func (m *machine) network(t *testing.T) {
-	t.Helper()
-	must(t, "ip", "netns", "add", m.netns)
-	t.Cleanup(func() { quietly("ip", "netns", "del", m.netns) })
-	must(t, "ip", "-n", m.netns, "link", "set", "lo", "up")
-	must(t, "ip", "-n", m.netns, "link", "add", "upstream", "type", "veth", "peer", "name", "far")
-	must(t, "ip", "-n", m.netns, "link", "set", "upstream", "up")
-	must(t, "ip", "-n", m.netns, "link", "set", "far", "up")
-}
-
-// zooKeeper runs one real server in the machine's network.
-func (m *machine) zooKeeper(t *testing.T) {
-	t.Helper()
-	const jar = "/usr/share/java/zookeeper.jar"
-	if _, err := os.Stat(jar); err != nil {
-		t.Skip("needs ZooKeeper: make deps installs it")
-	}
-	dir := t.TempDir()
-	conf := "tickTime=200\ninitLimit=20\nsyncLimit=4\nmaxSessionTimeout=10000\ndataDir=" + dir + "/data\n" +
-		"clientPort=2181\nclientPortAddress=127.0.0.1\nadmin.enableServer=false\nmaxClientCnxns=0\n"
-	if err := os.WriteFile(dir+"/zoo.cfg", []byte(conf), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	server := exec.Command("ip", "netns", "exec", m.netns, "java", "-Xmx128m", "-cp", dir+":"+jar+":/usr/share/java/slf4j-simple.jar",
-		"org.apache.zookeeper.server.quorum.QuorumPeerMain", dir+"/zoo.cfg")
-	start(t, server, dir+"/zookeeper.log")
-}
-
-// install installs as a package would, and a settings file for one node.
-func (m *machine) install(t *testing.T) {
-	t.Helper()
-	must(t, "make", "-s", "install", "DESTDIR="+m.root)
-	write := func(path, content string) {
-		if err := os.WriteFile(filepath.Join(m.root, path), []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	shared := "node: {name: hv1}\ncluster: {name: units}\nzookeeper: {servers: [\"127.0.0.1:2181\"]}\n"
-	write("etc/pvc/pvcnoded.yaml", shared+"addresses: [{name: a, cidr: 10.91.0.10/24, interface: upstream}]\n")
-	write("etc/pvc/pvcapid.yaml", shared)
-	m.sh(t, "systemctl daemon-reload")
-}
-
-// boot starts systemd and waits until it has come up. The machine gets control
-// groups of its own, without which a second one beside it would be degraded.
-func (m *machine) boot(t *testing.T) {
-	t.Helper()
-	// They wait for a terminal and for a network that is set up from outside.
-	for _, unit := range []string{"systemd-firstboot.service", "systemd-networkd-wait-online.service"} {
-		must(t, "ln", "-sf", "/dev/null", filepath.Join(m.root, "etc/systemd/system", unit))
-	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
-	var join strings.Builder
-	for _, procs := range groups {
-		group := filepath.Join(filepath.Dir(procs), m.netns)
-		if err := os.Mkdir(group, 0o755); err != nil {
-			continue
-		}
-		t.Cleanup(func() { removeGroups(group) })
-		fmt.Fprintf(&join, "echo $$ >%s/cgroup.procs 2>/dev/null; ", group)
-	}
-	machine := exec.Command("sh", "-c", join.String()+
-		`exec systemd-nspawn -q -D "$0" --boot --register=no --keep-unit --machine="$1" --console=pipe \
-		--network-namespace-path="/run/netns/$1" --capability=CAP_NET_ADMIN,CAP_NET_RAW,CAP_SYS_NICE,CAP_IPC_LOCK`, m.root, m.netns)
-	start(t, machine, filepath.Join(t.TempDir(), "console.log"))
-	eventually(t, 20*time.Second, "the machine has an init", func() error {
-		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", machine.Process.Pid, machine.Process.Pid))
 		if err != nil {
-			return err
+			t.Errorf("%s: %v", m.name, err)
+			return ""
 		}
-		for _, child := range strings.Fields(string(children)) { // helpers come and go before it
-			name, err := os.ReadFile("/proc/" + child + "/comm")
-			if err == nil && strings.TrimSpace(string(name)) == "systemd" {
-				m.leader, err = strconv.Atoi(child)
-				return err
-			}
-		}
-		return fmt.Errorf("its children are %q", children)
-	})
-	t.Cleanup(func() { // the end of its init is the end of all in it
-		if t.Failed() {
-			out, _ := m.try("journalctl --no-pager -b -u pvc-guard -u pvcnoded -u pvcapid | tail -n 60")
-			t.Logf("the machine's journal:\n%s", out)
-		}
-		_ = syscall.Kill(m.leader, syscall.SIGKILL)
-	})
-	m.until(t, 30*time.Second, "systemd is running", "systemctl is-system-running --quiet")
-}
-
-// try runs a shell line in the machine.
-func (m *machine) try(line string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, "nsenter", "-t", strconv.Itoa(m.leader), "-a", "-r", "-w", "sh", "-c", line).CombinedOutput()
-	return string(out), err
-}
-
-func (m *machine) sh(t *testing.T, line string) string {
-	t.Helper()
-	out, err := m.try(line)
+		debs[i] = path
+	}
+	out, err := m.try("DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends --allow-downgrades -o Dpkg::Use-Pty=0 -o Dpkg::Options::=--force-unsafe-io " +
+		command + " " + strings.Join(debs, " ") + " </dev/null")
 	if err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out)
+		t.Errorf("%s: apt-get %s: %v\n%s", m.name, command, err, out)
 	}
 	return out
 }
 
-func (m *machine) until(t *testing.T, limit time.Duration, what, line string) {
+// configure writes the two files, and what they name.
+func (m *machine) configure(t *testing.T) {
 	t.Helper()
-	eventually(t, limit, what, func() error {
-		out, err := m.try(line)
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
+	shared := fmt.Sprintf("node: {name: %s}\ncluster: {name: units}\nzookeeper: {servers: [%s], auth: {scheme: digest, user: pvc, password_file: /etc/pvc/zookeeper.pass}}\n"+
+		"timing: {role_ttl: 4s, write_gap: 3s, suicide_intervals: 5, fence_intervals: 6}\n", m.name, zkServers)
+	put(t, m.root+"/etc/pvc/pvcapid.yaml", shared)
+	put(t, m.root+"/etc/pvc/pvcnoded.yaml", shared+
+		"addresses: [{name: a, cidr: "+floating+"/24, interface: "+uplink+"}]\n"+
+		"peer: {listen: '"+m.fixed+":7371', tls: {ca: /etc/pvc/pki/ca.pem, cert: /etc/pvc/pki/node.pem, key: /etc/pvc/pki/node.key}}\n"+
+		"role: {failsafe: false}\n"+
+		"workloads: {redis_user: redis}\n"+
+		"services: [{name: web, kind: hook, command: [/opt/web], check: [/bin/true]}]\n"+
+		"plugins: [{name: rights, command: [/opt/rights], interval: 1s, timeout: 1s}]\n"+
+		"fencing: {nodes: {hv2: {levels: [[{name: lab, type: exec, argv: [/opt/power]}]]}}}\n")
+	for name, script := range map[string]string{
+		"web":    "exec sleep 1000000",
+		"rights": "cat /proc/self/cgroup /proc/self/status >/var/tmp/rights.new && mv /var/tmp/rights.new /var/tmp/rights; setpriv --reuid 65534 --clear-groups true && echo fine",
+		"power":  `[ "$PVC_FENCE_ACTION" = status ]`,
+	} {
+		put(t, m.root+"/opt/"+name, "#!/bin/sh\n"+script+"\n")
+	}
+	must(t, "cp", "-rT", m.pki, m.root+"/etc/pvc/pki")
+	if out, err := m.try("chmod 755 /opt/*; umask 027; echo secret >/etc/pvc/zookeeper.pass; chgrp pvcapid /etc/pvc/zookeeper.pass; chmod 640 /etc/pvc/*.yaml"); err != nil {
+		t.Errorf("%s: %v: %s", m.name, err, out)
+	}
+}
+
+// firstPrimary installs on three fresh machines and waits for the role.
+func firstPrimary(t *testing.T, h *hall, deb string) {
+	t.Helper()
+	began := time.Now()
+	h.each(func(m *machine) {
+		m.apt(t, "install", deb)
+		if state := m.state("pvcnoded"); state != "inactive" {
+			t.Errorf("%s: the installation has started pvcnoded, before its settings: %s", m.name, state)
+		}
+		m.configure(t)
+		if out, err := m.try("timeout 30 systemctl enable --now pvc.target"); err != nil {
+			t.Errorf("%s: enable --now pvc.target: %v: %s", m.name, err, out)
+		}
+	})
+	if t.Failed() {
+		return
+	}
+	installed := time.Since(began)
+	h.machines[0].until(t, 60*time.Second, "the cluster is initialised", "pvc cluster init --yes --name units")
+	p := h.primary(t)
+	t.Logf("install to first primary (%s): %.1f s, of which the three installations took %.1f s", p.name, time.Since(began).Seconds(), installed.Seconds())
+	for _, m := range h.machines {
+		m.until(t, 60*time.Second, m.name+" is READY", "systemctl is-active --quiet pvcnoded pvc-guard pvcapid pvc.target")
+	}
+	p.until(t, 30*time.Second, "the role's service runs", "pgrep -f '[s]leep 1000000'")
+}
+
+// primary waits until one machine has the floating address and says that it is
+// primary.
+func (h *hall) primary(t *testing.T) *machine {
+	t.Helper()
+	var holder *machine
+	eventually(t, 60*time.Second, "one machine is primary", func() error {
+		holder = nil
+		for _, m := range h.machines {
+			if m.leader == 0 {
+				continue
+			}
+			if _, err := m.try(addressIsThere); err == nil {
+				if holder != nil { // it may have moved in between
+					return fmt.Errorf("%s and %s have the address", holder.name, m.name)
+				}
+				holder = m
+			}
+		}
+		if holder == nil {
+			return fmt.Errorf("nobody has the address")
+		}
+		out, err := holder.try("pvc node list --coordinator-state primary")
+		if err != nil || !strings.Contains(out, holder.name) {
+			return fmt.Errorf("%s has the address, and the cluster says: %s", holder.name, out)
 		}
 		return nil
 	})
+	return holder
 }
 
-// watchWhile fails the test if line fails at any time while body runs.
-func (m *machine) watchWhile(t *testing.T, what, line string, body func()) {
-	t.Helper()
-	stop, done := make(chan struct{}), make(chan int)
-	go func() {
-		failures := 0
-		defer func() { done <- failures }()
-		for {
-			if _, err := m.try(line); err != nil {
-				failures++
-			}
-			select {
-			case <-stop:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
+// other returns the last machine that is not m.
+func (h *hall) other(m *machine) *machine {
+	for i := len(h.machines) - 1; ; i-- {
+		if h.machines[i] != m {
+			return h.machines[i]
 		}
-	}()
-	body()
-	close(stop)
-	if failures := <-done; failures > 0 {
-		t.Errorf("%d times it was not true that %s", failures, what)
 	}
 }
 
-func (m *machine) pid(t *testing.T, unit string) string {
-	t.Helper()
-	return strings.TrimSpace(m.sh(t, "systemctl show -P MainPID "+unit))
+// hardened looks at what the daemons may do, and that what needs rights works.
+func hardened(t *testing.T, h *hall) {
+	m := h.primary(t)
+	for unit, most := range map[string]float64{"pvcapid": 2.0, "pvcnoded": 5.0} {
+		out := m.sh(t, "systemd-analyze security --no-pager "+unit+" | tail -n 1")
+		score := regexp.MustCompile(`: (\d+\.\d)`).FindStringSubmatch(out)
+		if score == nil {
+			t.Fatalf("no score of %s: %s", unit, out)
+		}
+		value, _ := strconv.ParseFloat(score[1], 64)
+		t.Logf("systemd-analyze security %s: %s", unit, score[1])
+		if value > most {
+			t.Errorf("%s is exposed more than %.1f", unit, most)
+		}
+	}
+	status := m.sh(t, "cat /proc/$(systemctl show -P MainPID pvcapid)/status")
+	if uid := strings.TrimSpace(m.sh(t, "id -u pvcapid")); !strings.Contains(status, "Uid:\t"+uid+"\t") || uid == "0" {
+		t.Errorf("pvcapid does not run as its own user: %s", status)
+	}
+	if !strings.Contains(status, "CapBnd:\t0000000000000000") || !strings.Contains(status, "CapEff:\t0000000000000000") {
+		t.Errorf("pvcapid has capabilities: %s", status)
+	}
+	m.until(t, 30*time.Second, "the plugin ran", "test -e /var/tmp/rights")
+	if out := m.sh(t, "cat /var/tmp/rights"); !regexp.MustCompile(`0::.*pvcnoded\.service/.+`).MatchString(out) {
+		t.Errorf("the plugin has no control group of its own:\n%s", out)
+	}
+	m.until(t, 30*time.Second, "the plugin is well", "pvc node info "+m.name+" -o json | grep -q fine")
+	if out, err := m.try("pvc fence test hv2 --wait"); err != nil || !strings.Contains(out, "ready") {
+		t.Errorf("a fence device is not used: %v: %s", err, out)
+	}
+	doctor := "pvc doctor -o json | tr -d '\n ' | grep -o '\"check\":\"units\"[^}]*'"
+	if out, _ := m.try(doctor); strings.Count(out, `"verdict":"ok"`) != 4 || !strings.Contains(out, `"pvc.target"`) {
+		t.Errorf("the doctor does not find four units well: %s", out)
+	}
+	m.sh(t, "chmod 600 /etc/pvc/pvcapid.yaml")
+	if out, _ := m.try(doctor); !strings.Contains(out, "cannotread/etc/pvc/pvcapid.yaml") {
+		t.Errorf("the doctor does not see what pvcapid cannot read: %s", out)
+	}
+	m.sh(t, "chmod 640 /etc/pvc/pvcapid.yaml")
+	for path, want := range map[string]string{"/etc/pvc/pvcapid.yaml": "root:pvcapid 640", "/etc/pvc/pvcnoded.yaml": "root:root 640", "/var/lib/pvc": "root:root 750", "/run/pvc": "root:root 750"} {
+		if got := strings.TrimSpace(m.sh(t, "stat -c '%U:%G %a' "+path)); got != want {
+			t.Errorf("%s is %s, not %s", path, got, want)
+		}
+	}
+	if out, err := m.try("setpriv --reuid pvcapid --regid pvcapid --clear-groups cat /etc/pvc/pvcnoded.yaml /var/lib/pvc/node.json"); err == nil {
+		t.Errorf("pvcapid reads what is the node's: %s", out)
+	}
 }
 
-// start runs a program until the test ends, its output in a file that is shown
-// if the test fails.
-func start(t *testing.T, c *exec.Cmd, log string) {
-	t.Helper()
-	file, err := os.Create(log)
-	if err != nil {
-		t.Fatal(err)
+func killAgent(t *testing.T, h *hall) {
+	m := h.primary(t)
+	agent, guard, rest := m.pid(t, "pvcnoded"), m.pid(t, "pvc-guard"), m.pid(t, "pvcapid")
+	m.sh(t, "kill -9 "+agent)
+	m.watchWhile(t, "the address is there", addressIsThere, func() {
+		m.until(t, 30*time.Second, "another agent is READY", fmt.Sprintf(
+			`systemctl is-active --quiet pvcnoded && [ "$(systemctl show -P MainPID pvcnoded)" != %s ]`, agent))
+		time.Sleep(3 * time.Second) // longer than the lease the dead agent held
+	})
+	if m.pid(t, "pvc-guard") != guard || m.pid(t, "pvcapid") != rest || m.state("pvc.target") != "active" {
+		t.Errorf("guard, pvcapid or the target did not outlive the agent")
 	}
-	c.Stdout, c.Stderr = file, file
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := c.Start(); err != nil {
-		t.Fatal(err)
+}
+
+func killGuard(t *testing.T, h *hall) {
+	m := h.primary(t)
+	agent, guard := m.pid(t, "pvcnoded"), m.pid(t, "pvc-guard")
+	m.sh(t, "kill -9 "+guard)
+	m.until(t, 30*time.Second, "another guard runs", fmt.Sprintf(
+		`systemctl is-active --quiet pvc-guard && p=$(systemctl show -P MainPID pvc-guard) && [ "$p" != 0 ] && [ "$p" != %s ]`, guard))
+	if now := m.pid(t, "pvcnoded"); now != agent {
+		t.Errorf("the agent was restarted with the guard: process %s, before %s", now, agent)
 	}
-	t.Cleanup(func() {
-		_ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL)
-		_ = c.Wait()
-		file.Close()
-		if out, err := os.ReadFile(log); err == nil && t.Failed() {
-			t.Logf("%s:\n%s", filepath.Base(log), tail(out))
+	h.primary(t)
+}
+
+// stopAgent stops the daemon of the primary and nothing else.
+func stopAgent(t *testing.T, h *hall) {
+	m := h.primary(t)
+	guard := m.pid(t, "pvc-guard")
+	m.sh(t, "systemctl stop pvcnoded")
+	if out, err := m.try(addressIsThere); err == nil {
+		t.Errorf("the address is still there after an orderly stop: %s", out)
+	}
+	if h.primary(t) == m {
+		t.Errorf("%s is still primary", m.name)
+	}
+	if now := m.pid(t, "pvc-guard"); now != guard || m.state("pvc-guard") != "active" {
+		t.Errorf("the guard did not survive: process %s, before %s", now, guard)
+	}
+	m.sh(t, "systemctl start pvcnoded")
+}
+
+// reload has the daemons read their settings again: what can be adopted is, what
+// cannot is named, and nothing is restarted or moved.
+func reload(t *testing.T, h *hall) {
+	m := h.primary(t)
+	agent, rest := m.pid(t, "pvcnoded"), m.pid(t, "pvcapid")
+	m.sh(t, "cd /etc/pvc && cp -p pvcnoded.yaml /var/tmp/ && echo 'log: {level: debug}' >>pvcnoded.yaml && sed -i 's/role_ttl: 4s/role_ttl: 4100ms/' pvcnoded.yaml && systemctl reload pvcnoded pvcapid")
+	m.until(t, 30*time.Second, "what needs a restart is named", "systemctl show -P StatusText pvcnoded | grep role_ttl")
+	m.until(t, 30*time.Second, "the level has changed", `journalctl --no-pager -u pvcnoded | grep -q '"level":"debug"'`)
+	m.sh(t, "cp -p /var/tmp/pvcnoded.yaml /etc/pvc/ && systemctl reload pvcnoded")
+	m.until(t, 30*time.Second, "it is as before", "! systemctl show -P StatusText pvcnoded | grep role_ttl")
+	if m.pid(t, "pvcnoded") != agent || m.pid(t, "pvcapid") != rest || m.state("pvcnoded") != "active" || m.state("pvcapid") != "active" {
+		t.Errorf("a reload has restarted a daemon")
+	}
+	if h.primary(t) != m {
+		t.Errorf("a reload has moved the role")
+	}
+}
+
+// upgradeInMaintenance upgrades the machines one by one; the address stays and
+// answers.
+func upgradeInMaintenance(t *testing.T, h *hall, deb string) {
+	m := h.primary(t)
+	m.sh(t, "pvc cluster maintenance on --wait --reason upgrade")
+	address, floor := h.probe(t, floating), h.probe(t, h.other(m).fixed)
+	watched := map[*machine]*exec.Cmd{}
+	for _, x := range h.machines {
+		watched[x] = exec.Command("ip", "-n", x.netns, "monitor", "address")
+		start(t, watched[x], filepath.Join(t.TempDir(), x.name))
+	}
+	h.survive(t, "the upgrades", func() {
+		for _, x := range h.machines {
+			before := x.sh(t, "cat /usr/share/pvc/pvcnoded.yaml")
+			out := x.apt(t, "install --reinstall", deb) // also where an earlier round has left it
+			if told := strings.Contains(out, "+"+newSetting); told == strings.Contains(before, newSetting) {
+				t.Errorf("%s: the upgrade says which settings are new: %v, after a version that shipped: %s\n%s", x.name, told, tail([]byte(before)), out)
+			}
+			x.until(t, 60*time.Second, "the new version runs on "+x.name, "systemctl is-active --quiet pvcnoded && pvc node info "+x.name+" -o json | grep -q v2.0-second")
+			x.until(t, 60*time.Second, "no program of the old version runs on "+x.name,
+				`systemctl is-active --quiet pvc-guard pvcapid && ! { for u in pvc-guard pvcnoded pvcapid; do readlink /proc/$(systemctl show -P MainPID $u)/exe; done; } | grep deleted`)
 		}
 	})
+	if settings := m.sh(t, "cat /etc/pvc/pvcnoded.yaml"); !strings.Contains(settings, "name: "+m.name) || strings.Contains(settings, newSetting) {
+		t.Errorf("the upgrade has changed the settings: %s", settings)
+	}
+	silence, answers := address.silence()
+	noise, _ := floor.silence()
+	t.Logf("upgrade of three machines in maintenance: the address was silent for %v at most (of %d answers), a fixed one for %v", silence, answers, noise)
+	if silence > 500*time.Millisecond+noise {
+		t.Errorf("the address was silent for %v", silence)
+	}
+	for x := range watched {
+		if out, err := os.ReadFile(watched[x].Stdout.(*os.File).Name()); err != nil || strings.Contains(string(out), "Deleted") {
+			t.Errorf("an address of %s was removed (%v): %s", x.name, err, out)
+		}
+	}
+	if h.primary(t) != m {
+		t.Errorf("the role has moved")
+	}
+	m.sh(t, "pvc cluster maintenance off --wait")
 }
 
-// eventually asks until there is no error any more.
-func eventually(t *testing.T, limit time.Duration, what string, ask func() error) {
-	t.Helper()
-	deadline := time.Now().Add(limit)
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s: %v", limit, what, err)
-		}
-		time.Sleep(100 * time.Millisecond)
+// upgradePrimary upgrades the primary alone, outside of maintenance.
+func upgradePrimary(t *testing.T, h *hall, deb string) {
+	m := h.primary(t)
+	address, floor := h.probe(t, floating), h.probe(t, h.other(m).fixed)
+	h.survive(t, "the primary's upgrade", func() { m.apt(t, "install", deb) })
+	to := h.primary(t)
+	silence, _ := address.silence()
+	noise, _ := floor.silence()
+	t.Logf("upgrade of the primary: the role went to %s, the address was silent for %v at most, a fixed one for %v", to.name, silence, noise)
+	if to == m {
+		t.Errorf("%s has kept the role", m.name)
+	}
+	if state := m.state("pvcnoded"); state != "active" {
+		t.Errorf("the upgrade returned, and pvcnoded of %s is %s", m.name, state)
 	}
 }
 
-func must(t *testing.T, argv ...string) {
-	t.Helper()
-	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+// hang stops a daemon: systemd's watchdog aborts it, and starts another.
+func hang(t *testing.T, h *hall) {
+	m := h.other(h.primary(t))
+	const dropIn = "/run/systemd/system/pvcnoded.service.d"
+	m.sh(t, "mkdir -p "+dropIn+" && printf '[Service]\\nWatchdogSec=3s\\n' >"+dropIn+"/short.conf && systemctl daemon-reload && systemctl restart pvcnoded")
+	m.until(t, 30*time.Second, "it stands still", // a busy machine may have had it aborted before
+		"p=$(systemctl show -P MainPID pvcnoded); echo $p >/var/tmp/stopped; [ $p != 0 ] && kill -STOP $p")
+	agent := strings.TrimSpace(m.sh(t, "cat /var/tmp/stopped"))
+	m.until(t, 30*time.Second, "another agent is READY", fmt.Sprintf(
+		`systemctl is-active --quiet pvcnoded && [ "$(systemctl show -P MainPID pvcnoded)" != %s ]`, agent))
+	if out := m.sh(t, "journalctl --no-pager -u pvcnoded"); !strings.Contains(out, "Watchdog timeout") || !strings.Contains(out, "SIGABRT: abort") {
+		t.Errorf("no word of the watchdog, or no stacks:\n%s", tail([]byte(out)))
+	}
+	m.sh(t, "rm -r "+dropIn+" && systemctl daemon-reload && systemctl restart pvcnoded")
+}
+
+func refusedSettings(t *testing.T, h *hall, deb string) {
+	m := h.other(h.primary(t))
+	m.sh(t, "cp -p /etc/pvc/pvcnoded.yaml /var/tmp/good.yaml && echo 'nonsense: 1' >>/etc/pvc/pvcnoded.yaml && systemctl restart --no-block pvcnoded")
+	m.until(t, 30*time.Second, "the daemon has ended for good", `[ "$(systemctl show -P ActiveState pvcnoded)" = failed ]`)
+	if out := m.sh(t, "systemctl show -P ExecMainStatus pvcnoded; journalctl --no-pager -u pvcnoded -n 20"); !strings.HasPrefix(out, "78\n") || !strings.Contains(out, "nonsense") {
+		t.Errorf("not with status 78 and the key's name: %s", out)
+	}
+	if state := m.state("pvc.target"); state != "active" {
+		t.Errorf("the target is %s", state)
+	}
+	m.sh(t, "cp -p /var/tmp/good.yaml /etc/pvc/pvcnoded.yaml && systemctl start pvc.target && systemctl start pvcnoded")
+	// An upgrade to a version that refuses them stops nothing, and says so.
+	m.sh(t, "echo 'nonsense: 1' >>/etc/pvc/pvcnoded.yaml")
+	agent, guard := m.pid(t, "pvcnoded"), m.pid(t, "pvc-guard")
+	if out := m.apt(t, "install --reinstall", deb); !strings.Contains(out, "nonsense is unknown") || !strings.Contains(out, "the daemons still run") {
+		t.Errorf("the upgrade does not say that the settings are refused: %s", out)
+	}
+	if m.pid(t, "pvcnoded") != agent || m.pid(t, "pvc-guard") != guard {
+		t.Errorf("the upgrade has restarted what the new version refuses to be")
+	}
+	m.sh(t, "cp -p /var/tmp/good.yaml /etc/pvc/pvcnoded.yaml")
+	m.apt(t, "install --reinstall", deb)
+	if m.pid(t, "pvcnoded") == agent || m.pid(t, "pvc-guard") == guard {
+		t.Errorf("the second try has not restarted the daemons")
 	}
 }
 
-func quietly(argv ...string) { _ = exec.Command(argv[0], argv[1:]...).Run() }
-
-// removeGroups removes a control group and those below it, from the leaves.
-func removeGroups(group string) {
-	// Whoever is left of a machine whose init was never found.
-	_ = os.WriteFile(filepath.Join(group, "cgroup.kill"), []byte("1"), 0)
-	deadline := time.Now().Add(3 * time.Second)
-	for time.Now().Before(deadline) {
-		var dirs []string
-		_ = filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for i := len(dirs) - 1; i >= 0; i-- {
-			_ = os.Remove(dirs[i])
+// removeAndPurge takes the last machine out of the primary's company.
+func removeAndPurge(t *testing.T, h *hall) {
+	m := h.other(h.primary(t))
+	m.apt(t, "remove pvc")
+	if out := m.sh(t, "ls /etc/pvc/pvcnoded.yaml /var/lib/pvc/node.json; pgrep -l pvc || true; ls /etc/systemd/system/*.wants"); strings.Contains(out, "pvcnoded\n") || strings.Contains(out, "pvc.target") || strings.Contains(out, "pvcapid.service") {
+		t.Errorf("after remove: %s", out)
+	}
+	if _, err := exec.LookPath("nft"); err == nil {
+		if out, err := exec.Command("ip", "netns", "exec", m.netns, "nft", "list", "tables").CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("after remove there are nftables tables (%v): %s", err, out)
 		}
-		if _, err := os.Stat(group); errors.Is(err, fs.ErrNotExist) {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
+	}
+	m.sh(t, "mkdir -p /var/lib/pvc-redis/left")
+	p := h.primary(t)
+	p.until(t, 30*time.Second, "the others see an orderly stop", "pvc node info "+m.name+" -o json | grep -q '\"stop\"'")
+	m.apt(t, "purge pvc")
+	if out, err := m.try("ls -d /etc/pvc /var/lib/pvc /var/lib/pvc-redis /run/pvc; dpkg-query -W pvc"); err == nil || strings.Contains(out, "\n/") || strings.HasPrefix(out, "/") {
+		t.Errorf("after purge: %s", out)
+	}
+	if out, err := p.try("pvc node list -o json"); err != nil || !strings.Contains(out, `"`+m.name+`"`) {
+		t.Errorf("the cluster has forgotten %s: %v: %s", m.name, err, out)
 	}
 }
 
-var escapes = regexp.MustCompile("\x1b\\[[0-9;?]*[A-Za-z]")
+// badStart installs anew where the disk is full, then where there is no network:
+// the daemons say so, leave nothing half done, and go on when it is mended.
+func badStart(t *testing.T, h *hall, deb string) {
+	m := h.other(h.primary(t))
+	m.apt(t, "install", deb)
+	m.configure(t)
+	m.sh(t, "mount -t tmpfs -o size=64k tmpfs /var/lib/pvc && { dd if=/dev/zero of=/var/lib/pvc/full 2>/dev/null || true; } && timeout 30 systemctl enable --now pvc.target")
+	m.until(t, 30*time.Second, "the daemon says what is wrong", "journalctl --no-pager -u pvcnoded | grep 'no space left on device' | grep /var/lib/pvc")
+	if out := m.sh(t, "find /var/lib/pvc -type f -size 0 ! -name '*lock'; find /var/lib/pvc -name 'node.json*'"); out != "" {
+		t.Errorf("half done: %s", out)
+	}
+	if state := m.state("pvcnoded"); state == "active" {
+		t.Errorf("pvcnoded runs without its state")
+	}
+	quietly("ip", "-n", h.netns, "link", "set", m.port, "down")
+	m.sh(t, "rm /var/lib/pvc/full")
+	m.until(t, 30*time.Second, "the daemon waits and says so", `[ "$(systemctl show -P ActiveState pvcnoded)" = activating ] && systemctl show -P StatusText pvcnoded | grep -i 'waiting for ZooKeeper'`)
+	m.until(t, 30*time.Second, "pvcapid says so, too", "pvc node list 2>&1 | grep -i ZooKeeper")
+	quietly("ip", "-n", h.netns, "link", "set", m.port, "up")
+	m.until(t, 60*time.Second, "the daemon is READY", "systemctl is-active --quiet pvcnoded pvcapid pvc-guard && pvc node list --daemon-state run | grep "+m.name)
+}
 
-// tail returns the last lines of a program's output.
-func tail(out []byte) []byte {
-	lines := bytes.Split(bytes.TrimSpace(escapes.ReplaceAll(out, nil)), []byte("\n"))
-	return bytes.Join(lines[max(0, len(lines)-25):], []byte("\n"))
+// stopTarget stops what runs on the primary, and starts it again.
+func stopTarget(t *testing.T, h *hall) {
+	m := h.primary(t)
+	m.sh(t, "systemctl stop pvc.target")
+	for _, unit := range []string{"pvc-guard", "pvcnoded", "pvcapid"} {
+		if state := m.state(unit); state != "inactive" {
+			t.Errorf("after the target's stop %s is %s", unit, state)
+		}
+	}
+	when := func(unit string) float64 {
+		us, _ := strconv.ParseFloat(strings.TrimSpace(m.sh(t, "systemctl show -P InactiveEnterTimestampMonotonic "+unit)), 64)
+		return us
+	}
+	if agent, guard := when("pvcnoded"), when("pvc-guard"); agent == 0 || guard < agent {
+		t.Errorf("the guard ended at %v, before the daemon at %v", guard, agent)
+	}
+	if out, err := m.try(addressIsThere); err == nil {
+		t.Errorf("the address is still there: %s", out)
+	}
+	if to := h.primary(t); to == m {
+		t.Errorf("the role has not moved")
+	}
+	m.sh(t, "timeout 30 systemctl start pvc.target")
+	m.until(t, 60*time.Second, "it is READY again", "systemctl is-active --quiet pvcnoded pvcapid pvc-guard")
+}
+
+// noGuard has no guard start any more: the daemon ends the role's effects by
+// itself, under its own hardened rights, and another machine takes over.
+func noGuard(t *testing.T, h *hall) {
+	m := h.primary(t)
+	m.until(t, 30*time.Second, "the service runs", "pgrep -f '[s]leep 1000000'")
+	const dropIn = "/run/systemd/system/pvc-guard.service.d"
+	m.sh(t, "mkdir -p "+dropIn+" && printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n' >"+dropIn+"/none.conf && systemctl daemon-reload && systemctl kill -s KILL pvc-guard")
+	m.until(t, 60*time.Second, "everything of the role has ended", "! "+addressIsThere+" && ! pgrep -f '[s]leep 1000000'")
+	if h.primary(t) == m {
+		t.Errorf("%s has the role back, without a guard", m.name)
+	}
+	m.sh(t, "rm -r "+dropIn+" && systemctl daemon-reload && systemctl restart pvc-guard")
+	m.until(t, 60*time.Second, "it could be primary again", "pvc node primary "+m.name+" --dry-run")
+}
+
+// powerCut kills the primary's init, and with it all that runs there.
+func powerCut(t *testing.T, h *hall) {
+	m := h.primary(t)
+	began := time.Now()
+	m.cutPower()
+	to := h.primary(t)
+	t.Logf("power cut of %s: %s was primary after %.1f s", m.name, to.name, time.Since(began).Seconds())
+	to.until(t, 30*time.Second, "the service runs there", "pgrep -f '[s]leep 1000000'")
 }

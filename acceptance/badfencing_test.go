@@ -29,6 +29,7 @@ func ipmi(more settings) settings {
 // TestBadFencing: what is wrong with the fencing part or the certificate is
 // told before the daemon does anything.
 func TestBadFencing(t *testing.T) {
+	t.Parallel()
 	needs(t)
 	sealed := ipmi(settings{"password_sealed": "YWdl"})
 	delete(sealed, "password_file")

@@ -2,6 +2,7 @@ package acceptance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +36,7 @@ type testCluster struct {
 	foreign *foreign
 	ask     *api.Client
 	url     string // of the API, without /api/v1
+	name    string // of the cluster, as its settings have it
 }
 
 // newCluster starts a cluster, waits until it rests, and lets the foreign client look
@@ -53,18 +56,22 @@ func newUnwatchedCluster(t *testing.T, coordinators, hypervisors int) *testClust
 	return upCluster(t, sandbox.Options{Coordinators: coordinators, Hypervisors: hypervisors})
 }
 
-// upCluster starts a cluster of the options, one of its size at a time.
+// clusters counts what this run has started, for names of their own.
+var clusters atomic.Int64
+
+// upCluster starts a cluster of the options.
 func upCluster(t *testing.T, o sandbox.Options) *testCluster {
 	t.Helper()
 	needs(t)
-	o.Name, o.Dir = fmt.Sprintf("a%d-%d", o.Coordinators, os.Getpid()), filepath.Join(work, "c-"+fmt.Sprint(o.Coordinators))
-	o.BinDir, o.APIListen = filepath.Join(work, "bin"), "127.0.0.1:0"
+	n := clusters.Add(1)
+	o.Name, o.Dir = fmt.Sprintf("a%d-%d", n, os.Getpid()), filepath.Join(work, fmt.Sprint("c-", n))
+	o.BinDir, o.Helper, o.APIListen = cmp.Or(o.BinDir, filepath.Join(work, "bin")), []string{program("pvc")}, "127.0.0.1:0"
 	s, err := sandbox.Up(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Down)
-	c := &testCluster{Sandbox: s, t: t, url: s.URL()}
+	c := &testCluster{Sandbox: s, t: t, url: s.URL(), name: o.Name}
 	defer c.tellOnFailure(t)()
 	if c.ask, err = api.NewClient(api.ClientConfig{URL: c.url}); err != nil {
 		t.Fatal(err)
@@ -86,7 +93,7 @@ func (c *testCluster) run(name string, body func(t *testing.T)) {
 func (c *testCluster) rests(t *testing.T) {
 	t.Helper()
 	if err := c.WaitConverged(t.Context()); err != nil {
-		t.Fatal(err)
+		fails(t, "the cluster does not come to rest: %v", err)
 	}
 }
 
@@ -103,24 +110,40 @@ func (c *testCluster) tellOnFailure(t *testing.T) func() {
 		if !t.Failed() {
 			return
 		}
+		t.Logf("failed, why:\n%s", reasons.of(t.Name()))
 		for _, path := range c.logs() {
 			if text := logSince(path, from[path]); text != "" {
 				t.Logf("%s:\n%s", strings.TrimPrefix(path, c.Dir()), text)
 			}
 		}
+		t.Logf("that was why:\n%s", reasons.of(t.Name()))
 	}
 }
 
 func (c *testCluster) logs() []string {
 	paths, _ := filepath.Glob(filepath.Join(c.Dir(), "*", "log", "pvcnoded.log"))
-	for _, more := range []string{"guard.log", "pvcapid.log"} {
+	for _, more := range []string{"guard.log", "pvcapid.log", "zookeeper.log"} {
 		found, _ := filepath.Glob(filepath.Join(c.Dir(), "*", "log", more))
 		paths = append(paths, found...)
 	}
 	return paths
 }
 
-// logSince returns what was appended to the file, cut to its last 4 KiB.
+// tailOf is how much of a log's end is printed after a failure, in bytes: all of them
+// together must leave room for the reason where output is cut.
+var tailOf = map[string]int{"pvcnoded.log": 1800, "guard.log": 500, "pvcapid.log": 300, "zookeeper.log": 600}
+
+// worthTelling leaves out what is logged for debugging alone, since a keepalive each
+// second would leave nothing else, what the guard's children print, and of a
+// ZooKeeper server all but its elections and slow disks.
+func worthTelling(log string, line []byte) bool {
+	if log != "zookeeper.log" {
+		return bytes.HasPrefix(line, []byte("{")) && !bytes.Contains(line, []byte(`"level":"debug"`))
+	}
+	return bytes.Contains(line, []byte("ELECTION TOOK")) || bytes.Contains(line, []byte("PeerState set")) || bytes.Contains(line, []byte("fsync-ing"))
+}
+
+// logSince returns the end of what was appended to the file.
 func logSince(path string, from int64) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -131,12 +154,24 @@ func logSince(path string, from int64) string {
 		return ""
 	}
 	raw, _ := io.ReadAll(f)
-	return string(raw[max(0, len(raw)-4096):])
+	log := filepath.Base(path)
+	var kept []byte
+	for line := range bytes.Lines(raw) {
+		if worthTelling(log, line) {
+			kept = append(kept, line...)
+		}
+	}
+	return string(kept[max(0, len(kept)-tailOf[log]):])
 }
+
+// patience is how long a busy machine is waited for, where what happens takes no
+// time of its own.
+const patience = 30 * time.Second
 
 // eventually polls until check returns nil; its last error fails the test.
 func eventually(t *testing.T, limit time.Duration, what string, check func() error) {
 	t.Helper()
+	limit = max(limit, patience)
 	deadline := time.Now().Add(limit)
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
@@ -146,12 +181,12 @@ func eventually(t *testing.T, limit time.Duration, what string, check func() err
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("within %v never came about: %s: %v", limit, what, err)
+			fails(t, "within %v never came about: %s: %v", limit, what, err)
 		}
 		select {
 		case <-poll.C:
 		case <-t.Context().Done():
-			t.Fatalf("ended while waiting for %s: %v", what, err)
+			fails(t, "ended while waiting for %s: %v", what, err)
 		}
 	}
 }
@@ -188,10 +223,11 @@ func (c *testCluster) call(t *testing.T, method, path string, form url.Values, i
 // view is the cluster as the API shows it.
 func (c *testCluster) view(t *testing.T) api.ClusterView {
 	t.Helper()
-	v, err := c.ask.Cluster(t.Context())
-	if err != nil {
-		t.Fatalf("GET /cluster: %v", err)
-	}
+	var v api.ClusterView
+	eventually(t, patience, "GET /cluster", func() (err error) {
+		v, err = c.ask.Cluster(t.Context())
+		return err
+	})
 	return v
 }
 
@@ -294,6 +330,7 @@ func wants(t *testing.T, what, text string, words ...string) {
 	t.Helper()
 	for _, w := range words {
 		if !strings.Contains(text, w) {
+			reasons.note(t, fmt.Sprintf("%s does not say %q", what, w))
 			t.Errorf("%s does not say %q:\n%s", what, w, text)
 		}
 	}

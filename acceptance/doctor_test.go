@@ -35,7 +35,7 @@ func (c *testCluster) doctor(t *testing.T, node, file string) (doctor.Report, in
 	cmd := c.inside(t, node, program("pvc"), "-o", "json", "doctor", "-c", file)
 	began := time.Now()
 	raw, err := cmd.Output()
-	if took := time.Since(began); took > doctorLimit+time.Second {
+	if took := time.Since(began); took > doctorLimit+5*time.Second { // a busy machine's
 		t.Errorf("it took %v", took)
 	}
 	var r doctor.Report

@@ -2,6 +2,7 @@ package acceptance
 
 import (
 	"fmt"
+	"hash/crc32"
 	"net/http"
 	"os"
 	"strings"
@@ -90,24 +91,25 @@ func (c *testCluster) foreignTrees(t *testing.T) {
 	g.ready(t)
 	g.stop(t)
 
+	schema := c.foreign.get(t, "/agent/schema").Value
 	c.foreign.set(t, "/agent/schema", "99")
 	g.start(t)
 	g.refuses(t, "99", "update")
 	c.foreign.set(t, "/agent/schema", "rubbish")
 	g.start(t)
 	eventually(t, 10*time.Second, "rubbish as schema is named", g.p.said("/agent/schema"))
-	c.foreign.set(t, "/agent/schema", "1")
+	c.foreign.set(t, "/agent/schema", schema)
 	g.ready(t)
 	g.stop(t)
 
 	good := g.conf
 	g.conf = good.with(settings{"cluster.name": "another"})
 	g.start(t)
-	g.refuses(t, c.clusterName(), "another")
+	g.refuses(t, c.name, "another")
 
 	g.conf = good.with(settings{"zookeeper.root": "/empty"})
 	g.start(t)
-	g.refuses(t, "empty", c.clusterName(), "restore", g.path("state"))
+	g.refuses(t, "empty", c.name, "restore", g.path("state"))
 	if c.foreign.exists(t, "/empty/config") {
 		t.Error("an empty tree was initialised by a daemon")
 	}
@@ -178,7 +180,7 @@ func (c *testCluster) initialise(t *testing.T, g *guest, conf settings) {
 	daemon := start(t, c.inside(t, g.host, program("pvcapid"), "-c", file), nil)
 	eventually(t, 20*time.Second, "pvc cluster init", func() error {
 		daemon.lives(t)
-		out, code := runs(t, c.inside(t, g.host, program("pvc"), "--api", "http://127.0.0.1:7380", "cluster", "init", "--yes", "--name", c.clusterName()))
+		out, code := runs(t, c.inside(t, g.host, program("pvc"), "--api", "http://127.0.0.1:7380", "cluster", "init", "--yes", "--name", c.name))
 		if code != 0 && !strings.Contains(out, "already") {
 			return fmt.Errorf("%s\n%s", out, daemon.output())
 		}
@@ -193,6 +195,11 @@ func (c *testCluster) missingInterface(t *testing.T) {
 	g := c.newGuest(t, "unplugged", settings{"node.mode": "coordinator", "node.priority": 9,
 		"addresses": []settings{{"name": "up", "cidr": "192.0.2.200/24", "interface": "nosuch0"}}})
 	g.conf.write(t, g.path("pvcnoded.yaml"))
+	t.Cleanup(func() { // the guard's own control group, which stays for its next start
+		for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			_ = os.Remove(fmt.Sprintf("%s/pvc.slice/guard-%08x", hierarchy, crc32.ChecksumIEEE([]byte(g.path("run/guard.sock")))))
+		}
+	})
 	guard := start(t, c.inside(t, g.host, program("pvcnoded"), "guard", "-c", g.path("pvcnoded.yaml")), nil)
 	g.start(t)
 	g.ready(t)

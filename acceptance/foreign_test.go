@@ -193,11 +193,18 @@ func nodeOf(path, leaf string) (node string, ok bool) {
 	return node, ok && !strings.Contains(node, "/")
 }
 
-// routerStates are the states that each node went through since the mark.
+// routerStates are the states that each node went into since the mark. A state
+// that is written once more is none: an announced switch that was called off, say,
+// has the holder write that it is primary.
 func (f *foreign) routerStates(mark int) map[string][]string {
-	states := map[string][]string{}
-	for _, line := range f.since(mark) {
-		if node, ok := nodeOf(line.Path, "routerstate"); ok {
+	states, was := map[string][]string{}, map[string]string{}
+	for i, line := range f.since(0) {
+		node, ok := nodeOf(line.Path, "routerstate")
+		if !ok || line.Value == was[node] {
+			continue
+		}
+		was[node] = line.Value
+		if i >= mark {
 			states[node] = append(states[node], line.Value)
 		}
 	}

@@ -94,7 +94,7 @@ func (c *testCluster) newGuest(t *testing.T, name string, changes settings) *gue
 	}
 	g.conf = settings{
 		"node":      settings{"name": name, "mode": "hypervisor"},
-		"cluster":   settings{"name": c.clusterName()},
+		"cluster":   settings{"name": c.name},
 		"zookeeper": settings{"servers": servers},
 		"timing":    settings{"profile": "lan"},
 		"state_dir": filepath.Join(dir, "state"), "run_dir": filepath.Join(dir, "run"),
@@ -106,20 +106,6 @@ func (c *testCluster) newGuest(t *testing.T, name string, changes settings) *gue
 		t.Cleanup(func() { g.forget(t) })
 	}
 	return g
-}
-
-func (c *testCluster) clusterName() string {
-	return fmt.Sprintf("a%d-%d", c.coordinators(), os.Getpid())
-}
-
-func (c *testCluster) coordinators() int {
-	count := 0
-	for _, n := range c.Nodes() {
-		if n.Mode() == cluster.Coordinator {
-			count++
-		}
-	}
-	return count
 }
 
 // forget removes what the guest left in the tree.

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"pvc.internal/sandbox"
 )
 
@@ -19,7 +21,19 @@ const workPrefix = "pvc-acceptance-"
 
 // work is this run's folder: the built programs and all clusters. It is short,
 // since Unix sockets lie below it.
-var work = filepath.Join(os.TempDir(), fmt.Sprint(workPrefix, os.Getpid()))
+var work = filepath.Join(workBase(), fmt.Sprint(workPrefix, os.Getpid()))
+
+// workBase is in memory where the machine has room for it: other packages' tests
+// write to its disk, and a store that waits seconds for each of its own writes is a
+// fault that no test here has ordered.
+func workBase() string {
+	const shared, room = "/dev/shm", 2 << 30
+	var fs unix.Statfs_t
+	if unix.Statfs(shared, &fs) != nil || fs.Type != unix.TMPFS_MAGIC || fs.Flags&unix.ST_NOEXEC != 0 || fs.Bavail*uint64(fs.Bsize) < room {
+		return os.TempDir()
+	}
+	return shared
+}
 
 // TestMain builds the programs once, and removes what a killed run left.
 func TestMain(m *testing.M) {
@@ -35,7 +49,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		return
 	}
-	code = m.Run()
+	if code = m.Run(); code != 0 {
+		reasons.print(os.Stdout)
+	}
 }
 
 // buildPrograms builds the tree's programs, or takes those of the folder
@@ -56,7 +72,7 @@ func buildPrograms() error {
 
 // sweepKilledRuns removes the clusters and folders of runs whose process is gone.
 func sweepKilledRuns() {
-	folders, _ := filepath.Glob(filepath.Join(os.TempDir(), workPrefix+"*"))
+	folders, _ := filepath.Glob(filepath.Join(workBase(), workPrefix+"*"))
 	for _, folder := range folders {
 		pid, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(folder), workPrefix))
 		if err != nil || pid != os.Getpid() && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {

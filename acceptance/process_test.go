@@ -86,6 +86,7 @@ func (p *process) output() string {
 // ended returns the exit status once it has ended by itself.
 func (p *process) ended(t *testing.T, limit time.Duration) int {
 	t.Helper()
+	limit = max(limit, patience)
 	select {
 	case <-p.done:
 		return p.cmd.ProcessState.ExitCode()

@@ -53,6 +53,7 @@ func TestThreeCoordinatorsAndTwoHypervisors(t *testing.T) {
 	c.run("credentials", c.credentials)
 	c.run("missing interface", c.missingInterface)
 	c.run("plugins", c.plugins)
+	leafRubbishIsShown := c.leafRubbish(t)
 	c.run("rubbish in node records", c.nodeRubbish)
 	c.run("rubbish in the configuration", c.configRubbish)
 	c.run("rubbish as a wish", c.wishRubbish)
@@ -60,6 +61,7 @@ func TestThreeCoordinatorsAndTwoHypervisors(t *testing.T) {
 	c.run("rubbish in the lease", c.leaseRubbish)
 	c.run("hooks", c.hooks)
 	c.run("requests in each phase", c.requestsInEachPhase)
+	c.run("rubbish in a leaf of another's", leafRubbishIsShown)
 	c.keepsInvariants(t)
 }
 
@@ -73,7 +75,8 @@ func (c *testCluster) keepsInvariants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	broken := sandbox.Check(c.History().Entries(), sandbox.Limits{Noise: max(5*time.Millisecond, noise), Grace: cluster.ProfileLAN().Grace})
+	broken := sandbox.Check(c.History().Entries(), sandbox.Limits{Noise: max(5*time.Millisecond, noise), Grace: cluster.ProfileLAN().Grace,
+		Right: cluster.ProfileLAN().StopAfter(), Stop: time.Second})
 	for _, v := range broken {
 		t.Errorf("%s is broken at %v: %s", v.Invariant, time.Duration(v.At), v.Text)
 	}

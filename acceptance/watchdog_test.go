@@ -288,7 +288,7 @@ func (c *testCluster) guardAdopts(t *testing.T) {
 	log := filepath.Join(c.Dir(), string(n.Plan.Name), "log", "guard.log")
 	eventually(t, 10*time.Second, "the next guard adopts the watchdog", func() error {
 		if raw, err := os.ReadFile(log); err != nil || !strings.Contains(string(raw), "watchdog adopted") {
-			return fmt.Errorf("its log does not say so (%v)", err)
+			return fmt.Errorf("its log does not say so (%v)", err) //nolint:errorlint // which may be nil
 		}
 		return nil
 	})

@@ -128,7 +128,7 @@ func (a *activities) logOne(t telling) {
 		a.d.Log.Warn("activity runs without its quorum, as ordered", fields...)
 	case len(x.Survives) > 0:
 		a.d.Log.Error("activity", append(fields, zap.Strings("survives", x.Survives))...)
-	case x.State == cluster.ActivityWaiting:
+	case x.State == cluster.ActivityWaiting, x.Quiet && (x.Cause == "" || x.State == cluster.ActivityEnding):
 		a.d.Log.Debug("activity", fields...)
 	default:
 		a.d.Log.Info("activity", fields...)

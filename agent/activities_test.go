@@ -96,7 +96,7 @@ func (b *activityBench) begin(incarnation cluster.Incarnation) {
 			}
 		}
 	})
-	b.wait.Go(func() { defer close(over); b.activities.run(ctx) })
+	b.wait.Go(func() { defer close(over); b.run(ctx) })
 	b.stopRun = func() { stop(); unsubscribe(); <-over }
 	b.lead("hv1")
 }
@@ -327,6 +327,9 @@ func TestAStopOfAHardFailoverIsRefused(t *testing.T) {
 	withActivities(t, func(t *testing.T, b *activityBench) {
 		id := b.running(activity.Spec{Name: "failover", Quorum: cluster.Majority(), Urgency: activity.Failover})
 		b.until("its record", func() bool { return b.state(id) == cluster.ActivityRunning })
+		if r, _ := b.record(id); !r.Hard {
+			t.Errorf("its record does not say that nobody interrupts it, so that an API would take the order: %+v", r)
+		}
 		for _, o := range []string{"o1", "o2"} {
 			b.order(id, o)
 			b.until("the answer", func() bool { return len(b.answers(o)) == 1 })
@@ -347,9 +350,11 @@ func TestAStopOfWhatEndsByItselfIsAnswered(t *testing.T) {
 		finish := make(chan struct{})
 		id := b.running(drain(), func(context.Context, *activity.Activity) error { <-finish; return nil })
 		b.until("its record", func() bool { return b.state(id) == cluster.ActivityRunning })
+		b.server.Delay("hv1", 100*time.Millisecond)
 		close(finish)
 		synctest.Wait() // it is over here, and the record not gone yet
 		b.order(id, "o1")
+		b.server.Delay("hv1", 0)
 		b.until("the answer", func() bool { return len(b.answers("o1")) > 0 })
 		if e := b.answers("o1")[0]; e.Fields["state"] != "ended" || e.Fields["cause"] != "" {
 			t.Errorf("%+v", e)

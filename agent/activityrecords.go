@@ -77,8 +77,10 @@ type activityKeeper struct {
 	// run's own
 	held    map[cluster.ActivityID]heldTelling
 	refused map[string]time.Time // when a refusal was told last
-	events  []cluster.Event      // to be written, oldest first
-	lost    int                  // that did not fit
+	repeats repeats
+	ends    bool            // nothing is held back any more
+	events  []cluster.Event // to be written, oldest first
+	lost    int             // that did not fit
 	kept    map[cluster.ActivityID]*keptActivity
 	open    *openWrite
 	alone   bool // what the store refused together is tried one by one
@@ -124,7 +126,7 @@ type stopRefused struct {
 func newActivityKeeper(c Config, d Deps, records ActivityRecords, m *activity.Manager, role func() (bool, *cluster.Snapshot)) *activityKeeper {
 	return &activityKeeper{c: c, d: d, records: records, manager: m, role: role,
 		in: newTellings(), flushes: make(chan chan struct{}), refusals: make(chan stopRefused),
-		held: map[cluster.ActivityID]heldTelling{}, refused: map[string]time.Time{}, kept: map[cluster.ActivityID]*keptActivity{}}
+		held: map[cluster.ActivityID]heldTelling{}, refused: map[string]time.Time{}, repeats: newRepeats(), kept: map[cluster.ActivityID]*keptActivity{}}
 }
 
 // run keeps the records until ctx ends.
@@ -145,7 +147,7 @@ func (k *activityKeeper) run(ctx context.Context) {
 				kept.refusal = &r.refusal
 			}
 		case done := <-k.flushes:
-			flushing = append(flushing, done)
+			flushing, k.ends = append(flushing, done), true
 		case <-timer.C:
 		}
 		k.look(ctx)
@@ -234,18 +236,42 @@ func (k *activityKeeper) collect() map[cluster.ActivityID]cluster.Activity {
 	k.lost += lost
 	for _, t := range told {
 		a := t.event.Activity
+		if a.Retry && len(a.Killed)+len(a.Survives) == 0 {
+			if kept := k.kept[a.ID]; kept != nil {
+				kept.over = a.State == cluster.ActivityEnded || a.State == cluster.ActivityRefused
+			}
+			continue
+		}
 		byItself := a.State == cluster.ActivityEnding && (a.Cause == "" || a.Cause == "failed") && len(a.Survives) == 0
 		if a.State == cluster.ActivityWaiting || byItself {
 			k.held[a.ID] = heldTelling{t.event, time.Now()}
 			continue
 		}
+		if a.Quiet && !k.shows(a.ID) && a.State == cluster.ActivityRunning {
+			k.held[a.ID] = heldTelling{t.event, time.Now()}
+			continue
+		}
 		delete(k.held, a.ID)
+		if a.Quiet && !k.shows(a.ID) && a.State == cluster.ActivityEnded && a.Cause == "" && len(a.Killed)+len(a.Survives) == 0 {
+			continue
+		}
+		if a.Quiet && a.State == cluster.ActivityRefused && a.Waits != nil && a.Waits.Code == cluster.RefuseDomainConflict {
+			continue // it comes again as soon as the domain is free
+		}
 		if kept := k.kept[a.ID]; kept != nil {
 			kept.over = a.State == cluster.ActivityEnded || a.State == cluster.ActivityRefused
 		}
-		if a.State != cluster.ActivityRefused || k.firstRefusal(a) {
-			k.note(t.event)
+		if a.State == cluster.ActivityRefused && !k.firstRefusal(a) {
+			continue
 		}
+		repeated, due := k.repeats.takes(t.event)
+		if k.note(due...); !repeated {
+			k.note(entry(t.event))
+		}
+	}
+	k.note(k.repeats.look(list)...)
+	if k.ends {
+		k.note(k.repeats.end()...)
 	}
 	for _, id := range slices.Sorted(maps.Keys(k.held)) {
 		h := k.held[id]
@@ -254,13 +280,19 @@ func (k *activityKeeper) collect() map[cluster.ActivityID]cluster.Activity {
 		case listed && time.Since(h.at) < activityParked:
 			continue
 		case listed && a.State == h.event.Activity.State:
-			k.note(cluster.ActivityEvent{Activity: a, UnixMS: h.event.UnixMS}) // with what it waits for
+			k.note(entry(cluster.ActivityEvent{Activity: a, UnixMS: h.event.UnixMS})) // with what it waits for
 		case !listed && time.Since(h.at) < activityParked:
 			continue // its end is about to be told
 		}
 		delete(k.held, id)
 	}
 	return list
+}
+
+// shows reports whether the store has, or may have, a record of the activity.
+func (k *activityKeeper) shows(id cluster.ActivityID) bool {
+	kept := k.kept[id]
+	return kept != nil && (kept.there || kept.doubt)
 }
 
 // firstRefusal reports whether a refusal is told: of what tries again and again
@@ -280,13 +312,11 @@ func (k *activityKeeper) firstRefusal(a cluster.Activity) bool {
 	return true
 }
 
-// note queues an entry of the history.
-func (k *activityKeeper) note(e cluster.ActivityEvent) {
-	if len(k.events) >= activityEvents {
-		k.lost++
-		return
-	}
-	k.events = append(k.events, cluster.ActivityEvent{Activity: bounded(e.Activity), UnixMS: e.UnixMS}.Event())
+// note queues entries of the history.
+func (k *activityKeeper) note(events ...cluster.Event) {
+	room := min(len(events), max(0, activityEvents-len(k.events)))
+	k.events = append(k.events, events[:room]...)
+	k.lost += len(events) - room
 }
 
 // bounded cuts what an activity says of itself to what the store is to hold.
@@ -317,7 +347,7 @@ func (k *activityKeeper) wanted(a cluster.Activity, listed bool, kept *keptActiv
 	if k.records == nil {
 		return cluster.ActivityRecord{}, false
 	}
-	waits := a.State == cluster.ActivityWaiting && !kept.there && time.Since(time.UnixMilli(a.Since)) < activityParked
+	waits := (a.State == cluster.ActivityWaiting || a.Quiet) && !kept.there && time.Since(time.UnixMilli(a.Since)) < activityParked
 	if !listed || waits {
 		return cluster.ActivityRecord{}, false
 	}
@@ -340,7 +370,7 @@ func same(a, b cluster.ActivityRecord) bool {
 func (k *activityKeeper) read(ctx context.Context) bool {
 	for _, id := range slices.Sorted(maps.Keys(k.kept)) {
 		kept := k.kept[id]
-		if !kept.doubt && !(kept.there && time.Since(kept.looked) >= activityLook) {
+		if !kept.doubt && (!kept.there || time.Since(kept.looked) < activityLook) {
 			continue
 		}
 		reading, cancel := context.WithTimeout(ctx, k.c.Timing.KeepaliveInterval)
@@ -406,7 +436,7 @@ func (k *activityKeeper) carryOut(ctx context.Context, id cluster.ActivityID, o 
 func (k *activityKeeper) tellUnwritten() {
 	told, _ := k.in.take()
 	for _, t := range told {
-		k.note(t.event)
+		k.note(entry(t.event))
 	}
 	for _, e := range k.events {
 		k.d.Log.Warn("a history entry was not written before this daemon ended", zap.String("kind", e.Kind), zap.String("text", e.Text))

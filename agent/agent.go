@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,8 +71,14 @@ type Deps struct {
 	Peers     Peers  // nil: nodes do not talk directly, and there is no failsafe
 	Notify    Notifier
 	LeaseFile LeaseFile // nil: no node leases
+	// Copies runs the copies of workloads here; nil: this node takes none. They are
+	// used only where node leases are.
+	Copies Copies
 	// Activities reads the records that this node's activities leave in the store.
 	Activities ActivityRecords
+	// Schemas tells what this program can make of the store's tree; nil: it writes
+	// the first schema, and migrates nothing.
+	Schemas Schemas
 	// Records lists what the store keeps of a node that is to be removed.
 	Records NodeRecords
 	// LeaseFollower and LeaseHolder are what hangs on node leases, as the node that
@@ -81,9 +88,17 @@ type Deps struct {
 	// Faults says what stands against this node's health beside what the agent
 	// sees itself, each in words with its cure; it must not block. nil: nothing.
 	Faults func() []string
+	// NodeLog holds the newest log lines, which are brought to the store; nil, or
+	// without Texts: none are.
+	NodeLog *NodeLog
+	Texts   Texts
 	// Turned is called each time the keepalive loop turns: the service
 	// manager's watchdog is fed from here.
 	Turned func(now cluster.Instant)
+	// Exit ends this process at once, with a status after which it is started again:
+	// the last rung, where something of an activity cannot be ended. It may be called
+	// more than once. nil: Run returns ErrAbandoned instead.
+	Exit func()
 	// Remember is called once the tree is known to be this cluster's.
 	Remember func(clusterName string) error
 }
@@ -96,24 +111,42 @@ type Agent struct {
 	dec   *decider
 	keep  *Keepalive
 	watch *nodeWatch
+	logs  *logShipper // nil: no log goes to the store
+
+	domain *domainState // before keep, which calls it
 
 	granting   *granting // nil: node leases are not in use
 	holding    *holding  // nil with it
 	activities *activities
 	acting     *acting
+	copies     *copyOrders    // nil: no workload has a copy here, and this node asks for none
+	rounds     *copyRounds    // nil with it
+	hinter     *copyHinter    // nil with it
+	workloads  *workloadWatch // nil with it, and on a hypervisor
 
 	addresses addressBook
 	watchdog  atomic.Pointer[cluster.WatchdogWord] // as the guard said last
+	settling  atomic.Bool                          // Settling was called
+	settles   chan struct{}                        // one slot: it was called just now
+	turns     turns
 }
 
 // New assembles an agent; it starts nothing.
 func New(c Config, d Deps) (*Agent, error) {
 	var own *writes
+	direct := d // what is not to count as this node's own writes
 	if d.Peers != nil {
 		own = watchWrites(d.Store, d.Clock)
 		d.Store = own
 	}
-	a := &Agent{c: c, d: d}
+	a := &Agent{c: c, d: d, settles: make(chan struct{}, 1)}
+	a.logs = newLogShipper(c, direct, func() bool {
+		snap := a.dec.status().Snapshot
+		return snap != nil && snap.Live
+	}, func() bool {
+		snap := a.dec.status().Snapshot
+		return snap == nil || !snap.Transition.Present || !snap.Transition.Value.Running()
+	})
 	a.dec = newDecider(role.Config{
 		Node: c.Node, Mode: c.Mode, Incarnation: c.Incarnation, Priority: c.Priority, Timing: c.Timing,
 		Addresses: c.Addresses, Services: c.Services, Yield: c.Yield, DeadProof: c.DeadProof, NewID: c.NewID,
@@ -121,6 +154,7 @@ func New(c Config, d Deps) (*Agent, error) {
 	}, d.Clock, d.Log, c.WallMS)
 	a.exec = newExecutor(c, d, a.dec.post)
 	a.dec.exec = a.exec
+	a.domain = newDomainState(c, d, func() *cluster.Snapshot { return a.dec.status().Snapshot }, func() map[string]string { return a.keep.values() })
 	keep, err := a.newKeepalive()
 	if err != nil {
 		return nil, err
@@ -152,7 +186,7 @@ func (a *Agent) newActivities() {
 		status := a.dec.status()
 		return status.Role.Leads(), status.Snapshot
 	})
-	a.acting.m = a.activities.Manager()
+	a.acting.m, a.exec.rights = a.activities.Manager(), a.activities.Manager()
 	if d.LeaseHolder == nil {
 		d.LeaseHolder = a.acting
 	}
@@ -162,13 +196,33 @@ func (a *Agent) newActivities() {
 	a.granting = newGranting(c, d, latest)
 	a.holding = newHolding(c, d, a.granting, latest, a.keep)
 	a.acting.own = a.granting
+	if a.granting != nil {
+		a.watch.soft.remote = a.activities.Manager()
+	}
+	if usesCopies(c, d) {
+		a.copies = newCopyOrders(c, d, a.activities.Manager())
+		a.copies.serves, a.copies.learn = a.acting.Current, a.learn
+		a.rounds = newCopyRounds(c, d, latest, a.copies)
+		a.hinter = &copyHinter{c: c, d: d, latest: latest, rounds: a.rounds}
+		if c.Mode == cluster.Coordinator {
+			a.workloads = newWorkloadWatch(c, d, a.dec.status, a.activities.Manager(), a.rounds)
+			a.workloads.takeMoves(newMoves(a.workloads))
+			a.watch.lastCopy, a.watch.faultyWorkloads = a.workloads.lastCopy, a.workloads.faults
+			a.workloads.majority = func() string {
+				_, why := a.holding.holds(cluster.Majority())
+				return why
+			}
+		}
+	}
 	a.dec.led = func(s role.State) {
 		a.acting.lead(s)
 		a.holding.follow(s)
+		a.workloads.follow(s)
 	}
 	a.watch.acts = a.activities.Manager()
 	a.watch.members.foreign = func(cluster.Versioned[cluster.QuorumSet]) { a.watch.fences.Go(a.endOfQuorumSet) }
 	if a.holding != nil {
+		a.granting.heard, a.holding.heard = a.dec.hear, a.dec.hear
 		a.watch.members.holds, a.watch.without = a.holding.majorities, a.holding.without
 		a.watch.quorum = func() failover.Opinion {
 			_, held, why := a.QuorumHeld()
@@ -237,7 +291,12 @@ func (a *Agent) trimHistory(ctx context.Context) {
 
 // newKeepalive wires the loop to the store through the decide goroutine.
 func (a *Agent) newKeepalive() (*Keepalive, error) {
+	schema, others, err := a.ownSchema()
+	if err != nil {
+		return nil, err
+	}
 	return NewKeepalive(KeepaliveConfig{
+		Schema: schema, Incarnation: a.c.Incarnation, Others: others,
 		Node: a.c.Node, Interval: a.c.Timing.KeepaliveInterval,
 		CollectLead: a.c.Timing.KeepaliveInterval / 2, // where a renewal lies: one wake-up for both
 		Clock:       a.d.Clock, Log: a.d.Log, Collection: a.d.Collector, Publish: a.exec.publish,
@@ -248,7 +307,7 @@ func (a *Agent) newKeepalive() (*Keepalive, error) {
 			}
 			return CreateMissing(a.d.Store.Commit)(ctx, ops)
 		},
-		Turned: a.d.Turned, Acknowledged: func(sent cluster.Instant) { a.dec.outage.acknowledged(sent) },
+		Turned: a.d.Turned, Acknowledged: func(sent cluster.Instant) { a.dec.outage.acknowledged(sent); a.domain.look() },
 	})
 }
 
@@ -269,6 +328,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	reg := newRegistrar(a.c, a.d)
 	reg.word, reg.removed = a.watchdog.Load, end
+	reg.settles, reg.poked = a.settling.Load, a.settles
 	var wg sync.WaitGroup
 	start := func(run func(context.Context)) {
 		wg.Go(func() { run(work) })
@@ -276,7 +336,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.granting != nil { // first of all: it answers for what earlier starts have promised
 		start(a.granting.run)
 	}
+	given := a.watchStuck(ctx, work, end, stopWork)
+	a.awaitGuard(ctx)
 	if err := reg.first(ctx); err != nil {
+		if why := abandoned(ctx, given); why != nil {
+			return why
+		}
 		a.endOwnLease(work, err)
 		stopWork(errors.New("agent has ended"))
 		wg.Wait()
@@ -309,33 +374,50 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}()
 
+	a.registered(reg)
+	<-ctx.Done()
+	if why := abandoned(ctx, given); why != nil {
+		return why
+	}
+	a.shutdown(work, context.Cause(ctx), endWatch, stopKeep, keepDone)
+	stopWork(errors.New("agent shuts down"))
+	if a.activities.Manager().Counts().Stragglers > 0 { // `stop` is written; what hangs must not keep this process
+		a.goWithin(abandonWithin)
+	}
+	<-given
+	wg.Wait()
+	a.exec.wait()
+	if why := context.Cause(ctx); errors.Is(why, cluster.ErrRemoved) || errors.Is(why, cluster.ErrSchemaNewer) {
+		return why
+	}
+	return nil
+}
+
+// learn takes in what the leader that this node serves says of the coordinators: all
+// that a hypervisor, which does not follow their records, knows of them. Who asks by
+// an older list is refused by whoever knows of one more.
+func (a *Agent) learn(all map[cluster.NodeID]coordinator) {
+	if a.c.Mode == cluster.Hypervisor {
+		a.dec.outage.taught.Store(&all)
+		a.addresses.teach(all)
+	}
+}
+
+// registered begins the life of a node that the cluster knows.
+func (a *Agent) registered(reg *registrar) {
 	a.dec.post(role.Event{Registered: &role.Registered{At: reg.at, Session: reg.session, Usurped: reg.usurped}})
 	if err := a.keep.SetState(cluster.DaemonRun); err != nil {
 		a.d.Log.Error("setting the daemon state failed", zap.Error(err))
 	}
 	a.d.Notify.Ready()
 	a.d.Log.Info("registered", zap.String("node", string(a.c.Node)), zap.String("incarnation", string(a.c.Incarnation)))
-
-	select {
-	case <-ctx.Done():
-	case err := <-a.activities.Abandoned():
-		return a.abandon(work, stopWork, err)
-	}
-	a.shutdown(work, context.Cause(ctx), endWatch, stopKeep, keepDone)
-	stopWork(errors.New("agent shuts down"))
-	wg.Wait()
-	a.exec.wait()
-	if why := context.Cause(ctx); errors.Is(why, cluster.ErrRemoved) {
-		return why
-	}
-	return nil
 }
 
 // loops are what runs beside the keepalive and the node watch until all has ended.
 func (a *Agent) loops(reg *registrar, schedule *Schedule) []func(context.Context) {
 	loops := []func(context.Context){
-		a.activities.run, a.dec.run, a.exec.runExtender, a.exec.runNodeDeadline, a.exec.notes.run, a.forwardGuardEvents,
-		a.warmPreflight, a.watchGuard,
+		a.activities.run, a.dec.run, a.domain.run, a.exec.runExtender, a.exec.runNodeDeadline, a.exec.notes.run, a.forwardGuardEvents,
+		a.warmPreflight, a.watchGuard, newMigrating(a.c, a.d, a.dec.status, a.keep).run,
 		func(ctx context.Context) {
 			reg.run(ctx, func() *cluster.Snapshot { return a.dec.status().Snapshot }, a.dec.post, a.keep)
 		},
@@ -348,31 +430,17 @@ func (a *Agent) loops(reg *registrar, schedule *Schedule) []func(context.Context
 	if a.holding != nil {
 		loops = append(loops, a.holding.run)
 	}
+	if a.copies != nil {
+		loops = append(loops, a.hinter.run)
+	}
+	if a.workloads != nil {
+		loops = append(loops, a.workloads.run)
+	}
+	if a.logs != nil {
+		loops = append(loops, a.logs.run)
+	}
 	return loops
 }
-
-// abandonWithin is how long the guard is asked to end the role at once, before
-// this process exits and leaves it to the role's deadline.
-const abandonWithin = time.Second
-
-// abandon ends this daemon where something of an activity cannot be ended: Go
-// kills no goroutine, so the process goes, and the guard is the executioner of
-// what hangs on the role. Nothing is waited for that may be what hangs.
-func (a *Agent) abandon(work context.Context, stopWork context.CancelCauseFunc, why error) error {
-	a.d.Log.Error("the daemon gives up its roles and ends", zap.Error(why))
-	ctx, cancel := context.WithTimeout(work, abandonWithin)
-	defer cancel()
-	epoch, deadline, _ := a.dec.status().Role.Holds()
-	if err := a.exec.endRole(ctx, cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: epoch, Deadline: deadline}); err != nil {
-		a.d.Log.Error("ending the role's effects failed; the guard ends them at its deadline", zap.Error(err))
-	}
-	stopWork(why)
-	time.Sleep(lastWords) // for the stacks to reach the log
-	return why
-}
-
-// lastWords is how long a daemon that gives up waits for its log.
-const lastWords = 200 * time.Millisecond
 
 // shutdown is the ordered script; the keepalive runs through all of it and its
 // last write is `stop` (protocol §3).
@@ -400,20 +468,24 @@ func (a *Agent) shutdown(ctx context.Context, why error, endWatch func(context.C
 	a.endActivities(ctx)
 	a.endLeases(ctx)
 	a.endOwnLease(ctx, why)
-	a.acting.following.Wait() // bounded by serveWithin, and mostly over long ago; nothing is served any more
 	flush, cancelFlush := context.WithTimeout(ctx, 2*a.c.Timing.KeepaliveInterval)
 	endWatch(flush) // `stop` is the last write
 	a.exec.notes.flush(flush)
+	a.logs.flush(flush)
 	cancelFlush()
 	final, cancel := context.WithTimeout(ctx, 2*a.c.Timing.KeepaliveInterval)
 	defer cancel()
 	if r := a.keep.Final(final); r.Outcome != cluster.OutcomeOK {
 		a.d.Log.Warn("the final keepalive was not acknowledged", zap.Stringer("outcome", r.Outcome), zap.Error(r.Err))
-	} else if inOrder && a.dec.status().Role.Mode == role.Idle {
-		a.relinquish(final)
+	} else {
+		a.leaveCopies(final, why)
+		if inOrder && a.dec.status().Role.Mode == role.Idle {
+			a.relinquish(final)
+		}
 	}
 	stopKeep()
 	<-keepDone
+	a.keep.closeOthers(final)
 	if err := a.d.Collector.Close(final); err != nil {
 		a.d.Log.Warn("a collector has not ended", zap.Error(err))
 	}
@@ -425,6 +497,34 @@ func (a *Agent) endActivities(ctx context.Context) {
 	defer cancel()
 	if err := a.activities.Close(ctx); err != nil {
 		a.d.Log.Error("an activity has not ended, or was not told of", zap.Error(err))
+	}
+	if a.copies != nil {
+		if err := a.copies.close(ctx); err != nil {
+			a.d.Log.Error("what was ordered here of copies has not ended", zap.Error(err))
+		}
+	}
+}
+
+// leaveCopies gives the copies that stay here the time that this daemon's last word
+// gives: they go on without it for as long as the node's own right lasts, Q·K from
+// now, within which the next daemon takes that over (I9). The guard ends them then.
+// A node that was removed ends them at once: it is nobody's any more.
+func (a *Agent) leaveCopies(ctx context.Context, why error) {
+	if a.copies == nil {
+		return
+	}
+	if errors.Is(why, cluster.ErrRemoved) {
+		if err := a.d.Guard.End(ctx, cluster.OwnerNode, cluster.NodeEpoch); err != nil {
+			a.d.Log.Error("the copies of workloads on this node, which was removed, are not verified gone; the guard goes on ending them", zap.Error(err))
+		}
+		return
+	}
+	d, err := a.dec.outage.nodeDeadline(ctx)
+	if err == nil {
+		err = a.exec.tellNode(ctx, d)
+	}
+	if err != nil {
+		a.d.Log.Warn("the guard was not told of this daemon's last keepalive; it ends the copies here a little earlier", zap.Error(err))
 	}
 }
 
@@ -459,6 +559,34 @@ func (a *Agent) relinquish(ctx context.Context) {
 	}
 	if err := g.Relinquish(ctx); err != nil {
 		a.d.Log.Warn("the guard did not take the orderly end; an armed watchdog stays armed", zap.Error(err))
+	}
+}
+
+// StepDown gives the primary role up, in order as at the end of Run, and has this
+// daemon contend for it no more; all else goes on. It does not wait for that.
+func (a *Agent) StepDown() { a.dec.post(role.Event{Stop: true}) }
+
+// Settling has this node say that its copies of workloads are ending, so that it is
+// given none any more, and returns once that stands in the store. It is said until
+// this daemon ends, also where ctx ends before and the error says so: then something
+// that is recovered just now may still be ordered to start here. To be called before
+// the copies are ended; Run goes on.
+func (a *Agent) Settling(ctx context.Context) error {
+	snapshots, unsubscribe := a.d.Store.Subscribe()
+	defer unsubscribe()
+	a.settling.Store(true)
+	poke(a.settles)
+	for {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("tell the others that the copies here are ending: %w", context.Cause(ctx))
+		case snap, open := <-snapshots:
+			if !open {
+				snapshots = nil
+			} else if snap != nil && snap.Nodes[a.c.Node].Settles() && snap.Nodes[a.c.Node].Record.Value.Incarnation == a.c.Incarnation {
+				return nil
+			}
+		}
 	}
 }
 
@@ -510,6 +638,8 @@ func (a *Agent) warmPreflight(ctx context.Context) {
 		cancel()
 		if err != nil {
 			res.Problems = []string{fmt.Sprintf("the guard did not answer: %v", err)}
+		} else {
+			a.turns.preflight.set(a.d.Clock.Now())
 		}
 		a.dec.post(role.Event{Preflight: &role.PreflightDone{Problems: res.Problems, MaxEpoch: res.MaxEpoch}})
 		every := a.c.Timing.KeepaliveInterval
@@ -525,6 +655,51 @@ func (a *Agent) warmPreflight(ctx context.Context) {
 	}
 }
 
+// guardPatience is how long a start waits for its guard to listen. Both may have
+// been replaced together, and a role that is resumed before its guard answers is
+// given up (I9).
+const guardPatience = 2 * time.Second
+
+// awaitGuard waits until the guard answers. One that does not come is left to
+// pre-flight and to the role, which say so.
+func (a *Agent) awaitGuard(ctx context.Context) {
+	await, cancel := context.WithTimeout(ctx, guardPatience)
+	defer cancel()
+	for {
+		state, err := a.d.Guard.State(await)
+		if err == nil {
+			a.prepareResume(ctx, state)
+			return
+		}
+		if await.Err() != nil {
+			return
+		}
+		pause(await, guardPatience/40)
+	}
+}
+
+// resumePatience bounds how long a start waits for a disk that is slow.
+const resumePatience = 10 * time.Second
+
+// prepareResume has a guard that holds the role of an earlier start write the next
+// epoch down, before the lease names it. From then on there is less than a role_ttl
+// for it, and a disk that takes longer would cost the role (I9); until then nobody
+// waits for this node but for half of the time that the guard holds the role by
+// itself. It is no matter if it fails: Begin does the same.
+func (a *Agent) prepareResume(ctx context.Context, state cluster.GuardState) {
+	for _, d := range state.Deadlines {
+		if d.Owner != cluster.OwnerPrimary {
+			continue
+		}
+		ask, cancel := context.WithTimeout(ctx, min(resumePatience, d.Deadline.Sub(a.d.Clock.Now())/2))
+		res, err := a.d.Guard.Preflight(ask, cluster.PreflightRequest{Epoch: max(d.Epoch, state.MaxEpoch) + 1})
+		cancel()
+		if err != nil || len(res.Problems) > 0 {
+			a.d.Log.Warn("the epoch at which this node would go on as primary is not on disk yet", zap.Strings("problems", res.Problems), zap.Error(err))
+		}
+	}
+}
+
 // watchGuard asks the guard at the start and every 5 K what it holds: events
 // are lost while no connection to it stands, and with an earlier daemon (I2).
 func (a *Agent) watchGuard(ctx context.Context) {
@@ -535,8 +710,10 @@ func (a *Agent) watchGuard(ctx context.Context) {
 		state, err := a.d.Guard.State(ask)
 		cancel()
 		if err == nil {
+			a.turns.guard.set(a.d.Clock.Now())
 			a.dec.post(role.Event{GuardState: &state})
 			a.watchdog.Store(state.Watchdog.Word(a.c.Timing.StopAfter()))
+			a.dec.outage.here.Store(slices.ContainsFunc(state.Services, func(s cluster.ServiceState) bool { return s.Owner == cluster.OwnerNode && (s.Running || s.Left) }))
 		} else if ctx.Err() == nil {
 			a.d.Log.Debug("the guard did not tell what it holds", zap.Error(err))
 		}

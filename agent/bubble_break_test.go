@@ -34,18 +34,18 @@ func (g stuckGuard) wait(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (g stuckGuard) Begin(ctx context.Context, d cluster.RoleDeadline) error {
+func (g stuckGuard) Begin(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
 	if err := g.wait(ctx); err != nil {
 		return err
 	}
-	return g.Guard.Begin(ctx, d)
+	return g.Guard.Begin(ctx, t, d)
 }
 
-func (g stuckGuard) Extend(ctx context.Context, d cluster.RoleDeadline) error {
+func (g stuckGuard) Extend(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
 	if err := g.wait(ctx); err != nil {
 		return err
 	}
-	return g.Guard.Extend(ctx, d)
+	return g.Guard.Extend(ctx, t, d)
 }
 
 func (g stuckGuard) End(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch) error {
@@ -62,11 +62,11 @@ func (g stuckGuard) Preflight(ctx context.Context, r cluster.PreflightRequest) (
 	return g.Guard.Preflight(ctx, r)
 }
 
-func (g stuckGuard) StopService(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch, name string) error {
+func (g stuckGuard) StopService(ctx context.Context, t cluster.Token, o cluster.DeadlineOwner, e cluster.Epoch, name string) error {
 	if err := g.wait(ctx); err != nil {
 		return err
 	}
-	return g.Guard.StopService(ctx, o, e, name)
+	return g.Guard.StopService(ctx, t, o, e, name)
 }
 
 // hang stops the guard where it stands.
@@ -225,25 +225,25 @@ func (g *slowGuard) dawdle(ctx context.Context) error {
 	return nil
 }
 
-func (g *slowGuard) Begin(ctx context.Context, d cluster.RoleDeadline) error {
+func (g *slowGuard) Begin(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
 	if err := g.dawdle(ctx); err != nil {
 		return err
 	}
-	return g.Guard.Begin(ctx, d)
+	return g.Guard.Begin(ctx, t, d)
 }
 
-func (g *slowGuard) Extend(ctx context.Context, d cluster.RoleDeadline) error {
+func (g *slowGuard) Extend(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
 	if err := g.dawdle(ctx); err != nil {
 		return err
 	}
-	return g.Guard.Extend(ctx, d)
+	return g.Guard.Extend(ctx, t, d)
 }
 
-func (g *slowGuard) Present(ctx context.Context, e cluster.Epoch, a []cluster.FloatingAddress) error {
+func (g *slowGuard) Present(ctx context.Context, t cluster.Token, e cluster.Epoch, a []cluster.FloatingAddress) error {
 	if err := g.dawdle(ctx); err != nil {
 		return err
 	}
-	return g.Guard.Present(ctx, e, a)
+	return g.Guard.Present(ctx, t, e, a)
 }
 
 func (g *slowGuard) Withdraw(ctx context.Context, e cluster.Epoch) error {
@@ -253,11 +253,11 @@ func (g *slowGuard) Withdraw(ctx context.Context, e cluster.Epoch) error {
 	return g.Guard.Withdraw(ctx, e)
 }
 
-func (g *slowGuard) StartService(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error {
+func (g *slowGuard) StartService(ctx context.Context, t cluster.Token, o cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error {
 	if err := g.dawdle(ctx); err != nil {
 		return err
 	}
-	return g.Guard.StartService(ctx, o, e, s)
+	return g.Guard.StartService(ctx, t, o, e, s)
 }
 
 func (g *slowGuard) End(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch) error {

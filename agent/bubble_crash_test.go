@@ -111,3 +111,21 @@ func TestARestartOfThePrimarysDaemonMovesNothing(t *testing.T) {
 		})
 	}
 }
+
+// An upgrade replaces daemon and guard together, and the daemon may be the first
+// to be there: it resumes the role once its guard listens.
+func TestARestartedDaemonWaitsForItsGuard(t *testing.T) {
+	inBubble(t, threeNodes(), func(b *bubble) {
+		b.elect("hv1")
+		gaps, starts := b.seen.counts()
+		b.kill("hv1")
+		b.guard("hv1").hears(false)
+		b.start("hv1")
+		time.Sleep(700 * time.Millisecond)
+		b.guard("hv1").hears(true)
+		b.always(5*time.Second, "hv1 acts as primary", func() bool { return b.seen.holder() == "hv1" })
+		if g, s := b.seen.counts(); g != gaps || s != starts {
+			b.t.Errorf("%d gaps and %d service starts by the restart, want none", g-gaps, s-starts)
+		}
+	})
+}

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -106,6 +107,7 @@ type bubbleGuard struct {
 
 	mu        sync.Mutex
 	gone      bool // with its host
+	deaf      bool // it does not listen yet: whoever calls fails at once
 	role      cluster.RoleDeadline
 	live      bool
 	addresses bool
@@ -236,6 +238,23 @@ func (g *bubbleGuard) arm() {
 	})
 }
 
+// order admits a call that gives something, as the client of a guard does: by a
+// token of that very epoch which lives now.
+func (l *guardLink) order(ctx context.Context, t cluster.Token, e cluster.Epoch) error {
+	if err := l.begin(ctx); err != nil {
+		return err
+	}
+	if t.Epoch() != e {
+		l.mu.Unlock()
+		return fmt.Errorf("epoch %d by a token of epoch %d: %w", e, t.Epoch(), cluster.ErrNoToken)
+	}
+	if err := t.Check(); err != nil {
+		l.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
 // begin admits a call of a daemon that lives; a dead one's never returns
 // before its context ends.
 func (l *guardLink) begin(ctx context.Context) error {
@@ -244,7 +263,18 @@ func (l *guardLink) begin(ctx context.Context) error {
 		return ctx.Err()
 	}
 	l.mu.Lock()
+	if l.deaf {
+		l.mu.Unlock()
+		return errors.New("nobody listens at the guard's socket")
+	}
 	return nil
+}
+
+// hears has the guard listen, or not.
+func (g *bubbleGuard) hears(on bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.deaf = !on
 }
 
 func (l *guardLink) State(ctx context.Context) (cluster.GuardState, error) {
@@ -253,6 +283,9 @@ func (l *guardLink) State(ctx context.Context) (cluster.GuardState, error) {
 	}
 	defer l.mu.Unlock()
 	state := cluster.GuardState{MaxEpoch: l.max}
+	if l.role.Epoch != 0 {
+		state.Deadlines = append(state.Deadlines, l.role)
+	}
 	for name := range l.services {
 		state.Services = append(state.Services, cluster.ServiceState{Name: name, Running: true})
 	}
@@ -266,8 +299,8 @@ func (g *bubbleGuard) breakService(name string, err error) {
 	g.broken = map[string]error{name: err}
 }
 
-func (l *guardLink) Begin(ctx context.Context, d cluster.RoleDeadline) error {
-	if err := l.begin(ctx); err != nil {
+func (l *guardLink) Begin(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
+	if err := l.order(ctx, t, d.Epoch); err != nil {
 		return err
 	}
 	defer l.mu.Unlock()
@@ -288,8 +321,8 @@ func (l *guardLink) Begin(ctx context.Context, d cluster.RoleDeadline) error {
 	return nil
 }
 
-func (l *guardLink) Extend(ctx context.Context, d cluster.RoleDeadline) error {
-	if err := l.begin(ctx); err != nil {
+func (l *guardLink) Extend(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
+	if err := l.order(ctx, t, d.Epoch); err != nil {
 		return err
 	}
 	defer l.mu.Unlock()
@@ -320,8 +353,8 @@ func (l *guardLink) allowed(e cluster.Epoch) error {
 	return nil
 }
 
-func (l *guardLink) Present(ctx context.Context, e cluster.Epoch, _ []cluster.FloatingAddress) error {
-	if err := l.begin(ctx); err != nil {
+func (l *guardLink) Present(ctx context.Context, t cluster.Token, e cluster.Epoch, _ []cluster.FloatingAddress) error {
+	if err := l.order(ctx, t, e); err != nil {
 		return err
 	}
 	defer l.mu.Unlock()
@@ -346,8 +379,8 @@ func (l *guardLink) Withdraw(ctx context.Context, e cluster.Epoch) error {
 	return nil
 }
 
-func (l *guardLink) StartService(ctx context.Context, _ cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error {
-	if err := l.begin(ctx); err != nil {
+func (l *guardLink) StartService(ctx context.Context, t cluster.Token, _ cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error {
+	if err := l.order(ctx, t, e); err != nil {
 		return err
 	}
 	err := l.allowed(e)
@@ -365,8 +398,8 @@ func (l *guardLink) StartService(ctx context.Context, _ cluster.DeadlineOwner, e
 	return err
 }
 
-func (l *guardLink) StopService(ctx context.Context, _ cluster.DeadlineOwner, e cluster.Epoch, name string) error {
-	if err := l.begin(ctx); err != nil {
+func (l *guardLink) StopService(ctx context.Context, t cluster.Token, _ cluster.DeadlineOwner, e cluster.Epoch, name string) error {
+	if err := l.order(ctx, t, e); err != nil {
 		return err
 	}
 	took := l.stopTime

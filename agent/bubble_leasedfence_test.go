@@ -139,3 +139,38 @@ func TestAFenceWithoutAMajorityFloodsNothing(t *testing.T) {
 		}
 	})
 }
+
+// An order that an operator calls unsafe is carried out without a majority of the
+// node leases, as its own activity says; an ordinary one waits for that.
+func TestAnUnsafeOrderWaitsForNoMajority(t *testing.T) {
+	t.Parallel()
+	o, _ := talkingFencers("hv1", "hv2", "hv3")
+	words, tune, known := &asked{}, o.tune, new(*bubble)
+	o.tune = func(c *agent.Config, d *agent.Deps) {
+		tune(c, d)
+		d.Fencer = obeyingFencer{askedFencer{words, c.Node}, known}
+	}
+	inBubble(t, leased(o), func(b *bubble) {
+		*known = b
+		b.restful()
+		b.talk.net.Part("hv1", "hv2")
+		b.powerOff("hv3")
+		b.eventually(2*b.timing.SuspectAfter()+b.timing.NodeLeasePeriod, "hv1 says that it holds no quorum", func() bool {
+			r := b.viewOf("hv1").Nodes["hv3"].Refusal
+			return r != nil && r.Code == cluster.RefuseNoQuorum
+		})
+		b.orderAbout("hv3", cluster.OrderFence)
+		b.always(20*time.Second, "an ordinary order waits", func() bool { return words.all() == "" })
+		var order cluster.FenceOrder
+		if err := json.Unmarshal([]byte(b.read("/agent/fence-orders/hv3")), &order); err != nil {
+			t.Fatal(err)
+		}
+		order.ID, order.Unsafe = "o2", true
+		raw, err := json.Marshal(order)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.store.Set("/agent/fence-orders/hv3", raw)
+		b.eventually(5*time.Second, "the unsafe one does not", func() bool { return words.all() == "hv1 obeys fence of hv3" })
+	})
+}

@@ -125,12 +125,13 @@ func (e leaseEnd) Settled(ctx context.Context) error {
 	}
 }
 
-func (e leaseEnd) Serve(id cluster.NodeLeaseID) {
+func (e leaseEnd) Serve(id cluster.NodeLeaseID) func(context.Context) error {
+	settled := func(context.Context) error { return nil }
 	l := e.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !e.alive() {
-		return
+		return settled
 	}
 	if was := l.served[e.node].id; !was.IsZero() && was != id {
 		l.wrong = append(l.wrong, fmt.Sprintf("%s: %s serves %s while work of %s may live", time.Now().Format("04:05.000"), e.node, id, was))
@@ -138,6 +139,7 @@ func (e leaseEnd) Serve(id cluster.NodeLeaseID) {
 	now := served{id, l.b.clock.Now()}
 	l.served[e.node] = now
 	l.starts = append(l.starts, servedEvent{e.node, now})
+	return settled
 }
 
 func (e leaseEnd) Revoke(ctx context.Context, id cluster.NodeLeaseID) error {

@@ -34,8 +34,10 @@ type talkers struct {
 	by      map[cluster.NodeID]*talker // by host, the newest start
 	ownSide map[cluster.NodeID]error   // what is wrong with a host's own way to the others
 	spoil   map[cluster.NodeID]func(*x509.Certificate)
-	asked   map[string]int // questions by "HOST KIND"
-	watched int            // calls of Watch
+	signer  map[cluster.NodeID]*peertest.Authority // of a host's certificate, where that is another
+	alias   map[cluster.NodeID]cluster.NodeID      // the name in a host's certificate, where that is another
+	asked   map[string]int                         // questions by "HOST KIND"
+	watched int                                    // calls of Watch
 }
 
 // talker is one start's part.
@@ -52,6 +54,7 @@ func newTalkers(b *bubble) *talkers {
 	return &talkers{
 		b: b, net: peertest.NewNetwork(), ca: peertest.NewAuthority(b.t, "bubble", time.Now()), by: map[cluster.NodeID]*talker{},
 		ownSide: map[cluster.NodeID]error{}, spoil: map[cluster.NodeID]func(*x509.Certificate){}, asked: map[string]int{},
+		signer: map[cluster.NodeID]*peertest.Authority{}, alias: map[cluster.NodeID]cluster.NodeID{},
 	}
 }
 
@@ -64,7 +67,14 @@ func (k *talkers) join(host cluster.NodeID, life *lifeline, c *agent.Config, d *
 	if spoil := k.spoil[host]; spoil != nil {
 		edits = append(edits, spoil)
 	}
-	id, err := peer.LoadIdentity(k.ca.Files(k.b.t, c.Node, time.Now(), edits...), "bubble", c.Node, nil)
+	ca, name := k.ca, c.Node
+	if other := k.signer[host]; other != nil {
+		ca = other
+	}
+	if other := k.alias[host]; other != "" {
+		name = other
+	}
+	id, err := peer.LoadIdentity(ca.Files(k.b.t, name, time.Now(), edits...), "bubble", name, nil)
 	if err != nil {
 		k.b.t.Fatal(err)
 	}

@@ -33,11 +33,17 @@ func (b *bubble) softFence(n cluster.NodeID, edit func(*cluster.FenceRecord)) cl
 }
 
 // asks has one node ask another, as its fencer does, and tells how long that took.
+// Where no node leases are in use what the asker believes to hold is not looked at.
 func (b *bubble) asks(by cluster.NodeID, r cluster.FenceRecord) (time.Duration, error) {
+	lease := cluster.NodeLeaseID{Holder: by, Start: "s", Epoch: r.Epoch}
+	return b.asksBy(by, cluster.MintToken(cluster.NewTokenWire(lease, "fence-1", "fence-1", false), func() error { return nil }), r)
+}
+
+func (b *bubble) asksBy(by cluster.NodeID, t cluster.Token, r cluster.FenceRecord) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), 2*time.Second)
 	defer cancel()
 	began := time.Now()
-	err := b.nodes[by].agent.AskToStop(ctx, r)
+	err := b.nodes[by].agent.AskToStop(ctx, t, r)
 	return time.Since(began), err
 }
 

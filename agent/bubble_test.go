@@ -126,6 +126,8 @@ type bubbleOptions struct {
 	talk     bool // the nodes talk directly (bubble_peers_test.go)
 	// hypervisors are those of the names that are none of the coordinators.
 	hypervisors []cluster.NodeID
+	// newest holds all programs back to this schema; 0: the newest that there is.
+	newest int
 }
 
 // mode is what the node of that name is.
@@ -150,6 +152,7 @@ type bubble struct {
 	all    []*bubbleNode
 	starts int
 	boots  map[cluster.NodeID]int // a reboot changes the boot id
+	newest map[cluster.NodeID]int // the schema that a node's next program is held back to; absent: opts.newest
 	talk   *talkers               // nil: nodes do not talk directly
 }
 
@@ -195,7 +198,7 @@ func newBubble(t *testing.T, o bubbleOptions) *bubble {
 func emptyBubble(t *testing.T, o bubbleOptions) *bubble {
 	b := &bubble{
 		t: t, opts: o, store: zktest.New(zktest.Options{}), clock: bubbleClock{time.Now()}, timing: cluster.ProfileLAN(), log: zap.NewNop(),
-		guards: map[cluster.NodeID]*bubbleGuard{}, nodes: map[cluster.NodeID]*bubbleNode{}, boots: map[cluster.NodeID]int{},
+		guards: map[cluster.NodeID]*bubbleGuard{}, nodes: map[cluster.NodeID]*bubbleNode{}, boots: map[cluster.NodeID]int{}, newest: map[cluster.NodeID]int{},
 	}
 	b.seen = newWitness(b.clock)
 	if o.talk {
@@ -218,7 +221,10 @@ func (b *bubble) handler(name string, dial func(context.Context, string, string)
 func (b *bubble) handlerOf(n cluster.NodeID, name string, dial func(context.Context, string, string) (net.Conn, error)) *zkhandler.Handler {
 	config := zkhandler.Config{
 		Servers: b.store.Servers(), SessionTimeout: b.timing.SessionTimeout, RequestTimeout: b.timing.KeepaliveInterval * 8 / 10,
-		WatchNodes: true, Dial: dial,
+		WatchNodes: true, Dial: dial, NewestSchema: b.opts.newest,
+	}
+	if held, ok := b.newest[n]; ok {
+		config.NewestSchema = held
 	}
 	if b.opts.mode(n) == cluster.Hypervisor {
 		config.WatchNodes, config.WatchNode = false, n
@@ -283,7 +289,7 @@ func (b *bubble) startAs(n, host cluster.NodeID, guard *bubbleGuard) *bubbleNode
 	}
 	d := agent.Deps{
 		Clock: b.clock, Log: b.log.Named(string(incarnation)), Store: h, Locker: h, Tree: h, Guard: guard.connect(life), Sweeper: silent{}, Notify: silent{},
-		Collector: collection, Remember: func(string) error { return nil }, Activities: h, Records: h,
+		Collector: collection, Remember: func(string) error { return nil }, Activities: h, Records: h, Schemas: h,
 	}
 	talker := b.talk.join(host, life, &c, &d)
 	if b.opts.tune != nil {

@@ -23,7 +23,7 @@ import (
 //
 // A collector may also have Interval() time.Duration, to be started less often
 // than each tick, and Deadline() time.Duration, to have another deadline than
-// the collection's.
+// the collection's. Interval is asked at each tick, and must not block.
 type Collector interface {
 	Name() string
 	Collect(ctx context.Context) (map[string]string, error)
@@ -57,10 +57,11 @@ type Collection struct {
 // collectorRun is one collector's state; the collection's mutex guards it.
 type collectorRun struct {
 	collector Collector
-	interval  time.Duration
+	interval  func() time.Duration // nil: each tick
 	deadline  time.Duration
 
 	running   bool
+	again     bool // it is to be started once more as soon as it has returned
 	warned    bool // of lateness, since it last ended
 	startedAt cluster.Instant
 	cancel    context.CancelFunc
@@ -84,7 +85,7 @@ func NewCollection(clock cluster.Clock, log *zap.Logger, deadline time.Duration,
 			r.deadline = own.Deadline()
 		}
 		if own, ok := one.(interface{ Interval() time.Duration }); ok {
-			r.interval = own.Interval()
+			r.interval = own.Interval
 		}
 		c.runners = append(c.runners, r)
 	}
@@ -102,19 +103,40 @@ func (c *Collection) Tick(ctx context.Context) {
 	now := c.clock.Now()
 	c.checkLate(now)
 	for _, r := range c.runners {
-		// A little is forgiven, so that a tick's jitter does not cost a whole one.
-		if r.running || (!r.startedAt.IsZero() && now.Sub(r.startedAt) < r.interval-c.deadline/8) {
-			continue
+		if !r.running && (r.startedAt.IsZero() || r.interval == nil ||
+			now.Sub(r.startedAt) >= r.interval()-c.deadline/8) { // a tick's jitter does not cost a whole one
+			c.start(ctx, r, now)
 		}
-		var own context.Context
-		own, r.cancel = context.WithTimeout(ctx, r.deadline)
-		r.running, r.startedAt = true, now
-		c.wait.Go(func() { c.run(own, r) })
 	}
 }
 
+// Renew has the collector of that name gather at once, since what it tells of has just
+// changed: what it says next was true after this call. One that runs is started once
+// more when it has returned. It never blocks; an unknown name is nothing.
+func (c *Collection) Renew(ctx context.Context, name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.runners {
+		switch {
+		case r.status.Name != name || c.closed:
+		case r.running:
+			r.again = true
+		default:
+			c.start(ctx, r, c.clock.Now())
+		}
+	}
+}
+
+// start begins a collection. c.mu is held.
+func (c *Collection) start(ctx context.Context, r *collectorRun, now cluster.Instant) {
+	var own context.Context
+	own, r.cancel = context.WithTimeout(ctx, r.deadline)
+	r.running, r.again, r.startedAt = true, false, now
+	c.wait.Go(func() { c.run(ctx, own, r) })
+}
+
 // run is the only goroutine of its collector.
-func (c *Collection) run(ctx context.Context, r *collectorRun) {
+func (c *Collection) run(parent, ctx context.Context, r *collectorRun) {
 	var values map[string]string
 	err := errors.New("the collector ended its goroutine")
 	defer func() {
@@ -123,15 +145,20 @@ func (c *Collection) run(ctx context.Context, r *collectorRun) {
 			c.log.Error("collector panicked", zap.String("collector", r.status.Name),
 				zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
 		}
-		c.returned(r, values, err)
+		c.returned(parent, r, values, err)
 	}()
 	values, err = r.collector.Collect(ctx)
 }
 
 // returned takes in what a collection yielded.
-func (c *Collection) returned(r *collectorRun, values map[string]string, err error) {
+func (c *Collection) returned(parent context.Context, r *collectorRun, values map[string]string, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer func() {
+		if r.again && !c.closed && parent.Err() == nil {
+			c.start(parent, r, c.clock.Now())
+		}
+	}()
 	now := c.clock.Now()
 	c.checkLate(now)
 	r.cancel()

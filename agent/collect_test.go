@@ -126,6 +126,30 @@ func TestACollectorKeepsItsOwnInterval(t *testing.T) {
 	})
 }
 
+// varying is a collector whose interval changes.
+type varying struct {
+	*fakeCollector
+	every time.Duration
+}
+
+func (v *varying) Interval() time.Duration { return v.every }
+
+func TestACollectorMayChangeItsInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &varying{steady("c", nil), 5 * time.Second}
+		all, _ := collect(t, c)
+		ticks(t, all, 20)
+		if c.calls != 4 {
+			t.Errorf("%d collections in 20 s at an interval of 5 s", c.calls)
+		}
+		c.every = 0
+		ticks(t, all, 20)
+		if c.calls != 24 {
+			t.Errorf("%d more in 20 s with one each second", c.calls-4)
+		}
+	})
+}
+
 func TestCloseNamesWhatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -154,4 +178,47 @@ func TestTwoCollectorsOfOneNameAreRefused(t *testing.T) {
 	if _, err := NewCollection(bubbleClock{}, zap.NewNop(), time.Second, steady("a", nil), steady("a", nil)); err == nil {
 		t.Fatal("accepted")
 	}
+}
+
+// What is renewed is gathered anew at once; where it is being gathered just then, once
+// more, however often it was asked for, since that may have begun before the change.
+func TestARenewedCollectorSaysWhatIsTrueNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		truth, gate := "1", make(chan struct{})
+		c := &fakeCollector{name: CopiesCollector}
+		c.do = func(context.Context) (map[string]string, error) {
+			said := truth // then it takes its time
+			if c.calls == 1 {
+				<-gate
+			}
+			return map[string]string{"domainscount": said}, nil
+		}
+		other := &fakeCollector{name: "storage", do: func(context.Context) (map[string]string, error) { return nil, nil }}
+		all, _ := collect(t, c, other)
+		all.Tick(t.Context())
+		synctest.Wait()
+		truth = "2"
+		all.Renew(t.Context(), CopiesCollector)
+		all.Renew(t.Context(), CopiesCollector)
+		all.Renew(t.Context(), "nobody")
+		close(gate)
+		synctest.Wait()
+		if got := all.Values()["domainscount"]; got != "2" || c.calls != 2 || other.calls != 1 {
+			t.Errorf("it says %s after %d collections, %d of the other", got, c.calls, other.calls)
+		}
+		truth = "3"
+		all.Renew(t.Context(), CopiesCollector)
+		synctest.Wait()
+		if got := all.Values()["domainscount"]; got != "3" {
+			t.Errorf("then %s", got)
+		}
+		if err := all.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		all.Renew(t.Context(), CopiesCollector)
+		synctest.Wait()
+		if c.calls != 3 {
+			t.Errorf("%d collections after its end", c.calls)
+		}
+	})
 }

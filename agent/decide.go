@@ -35,6 +35,8 @@ type decider struct {
 	state  role.State
 	snap   *cluster.Snapshot
 	latest atomic.Pointer[Status]
+	heard  atomic.Uint64 // the largest epoch that a node says it has seen; see hear
+	passed uint64        // of it, what the machine knows
 	ended  chan struct{} // closed once the role has ended after Stop
 }
 
@@ -54,6 +56,20 @@ func (d *decider) post(e role.Event) {
 	select {
 	case d.events <- e:
 	case <-d.done:
+	}
+}
+
+// hear notes an epoch that a node says it has seen. It does not block.
+func (d *decider) hear(e cluster.Epoch) {
+	for {
+		known := d.heard.Load()
+		if uint64(e) <= known {
+			return
+		}
+		if d.heard.CompareAndSwap(known, uint64(e)) {
+			poke(d.pokes)
+			return
+		}
 	}
 }
 
@@ -118,6 +134,10 @@ func (d *decider) run(ctx context.Context) {
 			d.log.Warn("this host was suspended")
 			d.outage.slept()
 			d.step(ctx, role.Event{Suspended: true})
+		}
+		if heard := d.heard.Load(); heard != d.passed {
+			d.passed = heard
+			d.step(ctx, role.Event{EpochSeen: cluster.Epoch(heard)})
 		}
 		wake := d.step(ctx, event)
 		next := safety

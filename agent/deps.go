@@ -32,25 +32,29 @@ type Locker interface {
 	Unlock(ctx context.Context, kind cluster.KeyKind, child cluster.LockChild) error
 }
 
-// Guard is the process that holds the effects of roles (router.Client).
+// Guard is the process that holds the effects of roles (router.Client). What
+// gives something takes a token of exactly that epoch (agent/activity), which is
+// asked as the last thing before the order leaves this process: it fails with
+// cluster.ErrNoToken then, and nothing was ordered. What only takes away, or
+// looks, needs none, and is never refused for want of one.
 type Guard interface {
 	State(ctx context.Context) (cluster.GuardState, error)
 	// Begin starts or adopts a role at this epoch until the deadline: the only
 	// call after which Present may add an address that is not there.
-	Begin(ctx context.Context, d cluster.RoleDeadline) error
+	Begin(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error
 	// Extend moves a live role's deadline; it fails with cluster.ErrDeadline
 	// if the guard has ended the role, cluster.ErrStaleEpoch for an old epoch.
-	Extend(ctx context.Context, d cluster.RoleDeadline) error
+	Extend(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error
 	// Present adds the addresses, opens the gate for them and announces;
 	// it returns when the kernel has them.
-	Present(ctx context.Context, e cluster.Epoch, addrs []cluster.FloatingAddress) error
+	Present(ctx context.Context, t cluster.Token, e cluster.Epoch, addrs []cluster.FloatingAddress) error
 	// Withdraw shuts the gate and removes the addresses; it returns when the
 	// kernel is verified to be rid of them.
 	Withdraw(ctx context.Context, e cluster.Epoch) error
 	// StartService returns when the service's check has passed.
-	StartService(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error
+	StartService(ctx context.Context, t cluster.Token, o cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error
 	// StopService returns when nothing of the service is left.
-	StopService(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch, name string) error
+	StopService(ctx context.Context, t cluster.Token, o cluster.DeadlineOwner, e cluster.Epoch, name string) error
 	// End ends all that hangs on the owner, now, and returns when verified gone.
 	End(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch) error
 	Preflight(ctx context.Context, r cluster.PreflightRequest) (cluster.PreflightResult, error)
@@ -71,6 +75,19 @@ type Tree interface {
 	CheckTree(ctx context.Context) (clusterName string, initialised bool, err error)
 	// EnsureNode creates what is missing below the node's own records.
 	EnsureNode(ctx context.Context, n cluster.NodeID, m cluster.Mode) error
+}
+
+// Schemas knows the schemas of the store's tree, and the steps from one to the next.
+type Schemas interface {
+	// NewestSchema is the newest that this program can write.
+	NewestSchema() int
+	// PlanSchema says what may become of the tree's schema, as the snapshot shows it.
+	PlanSchema(snap *cluster.Snapshot) cluster.SchemaPlan
+	// MigrationBatch returns what is to be written next, in one Multi, for the plan
+	// that PlanSchema made of this snapshot.
+	MigrationBatch(ctx context.Context, snap *cluster.Snapshot, plan cluster.SchemaPlan) (cluster.MigrationBatch, error)
+	// ReadLeaves returns every leaf below a node by its relative path.
+	ReadLeaves(ctx context.Context, n cluster.NodeID) (map[string]string, error)
 }
 
 // Historian keeps the cluster's history bounded.
@@ -116,4 +133,25 @@ type Fencer interface {
 	Resume(ctx context.Context, t cluster.Token, n cluster.NodeID) (cluster.FenceRecord, *cluster.Refusal, error)
 	// Due reports whether the record needs a fencer now.
 	Due(r cluster.Versioned[cluster.FenceRecord], now cluster.Instant) bool
+}
+
+// Copies is what runs the copies of workloads on this node (driver.Host). Its calls
+// are bounded by their contexts, and may be made from several goroutines.
+type Copies interface {
+	// Check reports what is wrong with a workload for its driver on this node. It
+	// changes nothing.
+	Check(ctx context.Context, w cluster.Workload) error
+	// Probe tells what this node's copy is now: Unknown, with Error, where that
+	// cannot be told by the context's end.
+	Probe(ctx context.Context, w cluster.Workload) cluster.CopyReport
+	// Order carries out one order, and reports what the copy is afterwards; the token
+	// is asked right before each of its effects. One order of a workload runs at a
+	// time: another waits for it, a stop ends it. The error says what is true now.
+	Order(ctx context.Context, t cluster.Token, o cluster.CopyOrder) (cluster.CopyReport, error)
+	// Held names the workloads of which something is here, in order, also those that
+	// no record names any more. The error means that it is not known.
+	Held(ctx context.Context) ([]string, error)
+	// Changed delivers that a copy ended or started outside an order; hints only, of
+	// which the oldest are dropped. It is never closed.
+	Changed() <-chan cluster.CopyChange
 }

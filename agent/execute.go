@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"pvc.internal/agent/activity"
 	"pvc.internal/agent/role"
 	"pvc.internal/cluster"
 )
@@ -19,7 +20,8 @@ var errRoleEnded = errors.New("the role has ended")
 
 // executor carries the machine's effects out, each in a goroutine of its own
 // under a deadline, and posts the results. Effects of a role run under the
-// role's context, which End cancels with a cause before it does anything else.
+// role's context, which End cancels with a cause before it does anything else;
+// what they order of the guard they order by the right that hangs on it.
 type executor struct {
 	c       Config
 	store   Store
@@ -33,6 +35,9 @@ type executor struct {
 
 	roleCtx    context.Context // of the decide goroutine alone
 	endRoleCtx context.CancelCauseFunc
+
+	rights rights                         // what makes tokens
+	right  atomic.Pointer[activity.Right] // of the newest role; nil: none yet
 
 	notes *notes // what goes into the history
 
@@ -49,10 +54,16 @@ type executor struct {
 	nodeTo       chan cluster.RoleDeadline
 	tellingNode  turn            // one of the node's deadlines at a time is on its way to the guard
 	nodeTold     cluster.Instant // the newest of them; tellingNode guards it
+	nodeRight    *activity.Right // of the node's own work, nil before its first; tellingNode guards it
 
 	mu      sync.Mutex
 	waiting map[uint64]chan cluster.TxnResult // keepalives by id
 	nextKA  uint64
+}
+
+// rights begins the right to an owner's effects (activity.Manager).
+type rights interface {
+	Hold(ctx context.Context, d cluster.RoleDeadline) *activity.Right
 }
 
 func newExecutor(c Config, d Deps, post func(role.Event)) *executor {
@@ -108,16 +119,20 @@ func (x *executor) doGuard(ctx context.Context, e role.Effect) {
 		}
 		x.roleCtx, x.endRoleCtx = context.WithCancelCause(ctx)
 		d, bare := e.Raise.Deadline, e.Raise.Bare
+		x.right.Store(x.rights.Hold(x.roleCtx, d))
+		t := x.token()
 		x.step(e.ID, x.roleCtx, x.c.Timing.RoleTTL, func(ctx context.Context) error {
 			if bare {
-				return x.beginRole(ctx, d)
+				return x.beginRole(ctx, t, d)
 			}
-			return x.raise(ctx, d)
+			return x.raise(ctx, t, d)
 		})
 	case e.Extend != nil:
+		x.right.Load().Extend(e.Extend.Deadline) // an end that comes sooner counts at once
 		offer(x.extendTo, *e.Extend)
 	case e.Linger != nil:
 		d := *e.Linger
+		x.right.Load().Extend(d.Deadline)
 		x.step(e.ID, ctx, x.c.Timing.Grace, func(ctx context.Context) error { return x.linger(ctx, d) })
 	case e.Withdraw != nil:
 		epoch := e.Withdraw.Epoch
@@ -125,11 +140,11 @@ func (x *executor) doGuard(ctx context.Context, e role.Effect) {
 			return whileRole(ctx, func() error { return x.guard.Withdraw(ctx, epoch) })
 		})
 	case e.Start != nil:
-		epoch := e.Start.Epoch
-		x.step(e.ID, x.role(ctx), e.Start.Timeout, func(ctx context.Context) error { return x.startServices(ctx, epoch) })
+		epoch, t := e.Start.Epoch, x.token()
+		x.step(e.ID, x.role(ctx), e.Start.Timeout, func(ctx context.Context) error { return x.startServices(ctx, t, epoch) })
 	case e.Stop != nil:
-		epoch := e.Stop.Epoch
-		x.step(e.ID, x.role(ctx), e.Stop.Timeout, func(ctx context.Context) error { return x.stopServices(ctx, epoch) })
+		epoch, t := e.Stop.Epoch, x.token()
+		x.step(e.ID, x.role(ctx), e.Stop.Timeout, func(ctx context.Context) error { return x.stopServices(ctx, t, epoch) })
 	case e.End != nil:
 		if x.endRoleCtx != nil {
 			x.endRoleCtx(errRoleEnded)
@@ -148,6 +163,9 @@ func (x *executor) role(ctx context.Context) context.Context {
 	}
 	return ctx
 }
+
+// token is that of the newest role; without one it is of nothing.
+func (x *executor) token() cluster.Token { return x.right.Load().Token() }
 
 // spawn runs fn in an owned goroutine under a deadline.
 func (x *executor) spawn(ctx context.Context, timeout time.Duration, fn func(context.Context)) {
@@ -180,11 +198,11 @@ func whileRole(ctx context.Context, ask func() error) error {
 }
 
 // beginRole begins the role, which hangs on the node's own right as well.
-func (x *executor) beginRole(ctx context.Context, d cluster.RoleDeadline) error {
+func (x *executor) beginRole(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
 	if err := whileRole(ctx, func() error { return x.beginNode(ctx) }); err != nil {
 		return fmt.Errorf("begin this node's own deadline: %w", err)
 	}
-	if err := whileRole(ctx, func() error { return x.guard.Begin(ctx, d) }); err != nil {
+	if err := whileRole(ctx, func() error { return x.guard.Begin(ctx, t, d) }); err != nil {
 		return fmt.Errorf("begin the role at epoch %d: %w", d.Epoch, err)
 	}
 	x.begun.Store(uint64(d.Epoch))
@@ -192,20 +210,20 @@ func (x *executor) beginRole(ctx context.Context, d cluster.RoleDeadline) error 
 }
 
 // raise begins the role and presents its addresses.
-func (x *executor) raise(ctx context.Context, d cluster.RoleDeadline) error {
-	if err := x.beginRole(ctx, d); err != nil {
+func (x *executor) raise(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
+	if err := x.beginRole(ctx, t, d); err != nil {
 		return err
 	}
-	err := whileRole(ctx, func() error { return x.guard.Present(ctx, d.Epoch, x.c.Addresses) })
+	err := whileRole(ctx, func() error { return x.guard.Present(ctx, t, d.Epoch, x.c.Addresses) })
 	if err == nil {
 		x.up.Store(uint64(d.Epoch))
 	}
 	return err
 }
 
-func (x *executor) startServices(ctx context.Context, e cluster.Epoch) error {
+func (x *executor) startServices(ctx context.Context, t cluster.Token, e cluster.Epoch) error {
 	for _, s := range x.c.Services {
-		err := whileRole(ctx, func() error { return x.guard.StartService(ctx, cluster.OwnerPrimary, e, s) })
+		err := whileRole(ctx, func() error { return x.guard.StartService(ctx, t, cluster.OwnerPrimary, e, s) })
 		if err != nil {
 			return fmt.Errorf("start service %s: %w", s.Name, err)
 		}
@@ -213,9 +231,9 @@ func (x *executor) startServices(ctx context.Context, e cluster.Epoch) error {
 	return nil
 }
 
-func (x *executor) stopServices(ctx context.Context, e cluster.Epoch) error {
+func (x *executor) stopServices(ctx context.Context, t cluster.Token, e cluster.Epoch) error {
 	for _, s := range slices.Backward(x.c.Services) {
-		err := whileRole(ctx, func() error { return x.guard.StopService(ctx, cluster.OwnerPrimary, e, s.Name) })
+		err := whileRole(ctx, func() error { return x.guard.StopService(ctx, t, cluster.OwnerPrimary, e, s.Name) })
 		if err != nil {
 			return fmt.Errorf("stop service %s: %w", s.Name, err)
 		}
@@ -269,7 +287,10 @@ func (x *executor) holdsNothing(ctx context.Context) bool {
 	ask, cancel := context.WithTimeout(ctx, x.c.Timing.Grace)
 	defer cancel()
 	s, err := x.guard.State(ask)
-	if err != nil || len(s.Addresses) > 0 || len(s.GateOpen) > 0 || len(s.Services) > 0 {
+	if err != nil || len(s.Addresses) > 0 || len(s.GateOpen) > 0 {
+		return false
+	}
+	if slices.ContainsFunc(s.Services, func(v cluster.ServiceState) bool { return v.Owner != cluster.OwnerNode }) {
 		return false
 	}
 	return !slices.ContainsFunc(s.Deadlines, func(d cluster.RoleDeadline) bool { return d.Owner == cluster.OwnerPrimary })
@@ -353,14 +374,25 @@ func (x *executor) tellNode(ctx context.Context, d cluster.RoleDeadline) error {
 	if d.Deadline.Before(x.nodeTold) {
 		return nil
 	}
-	err := x.guard.Extend(ctx, d)
+	t := x.nodeToken(d)
+	err := x.guard.Extend(ctx, t, d)
 	if errors.Is(err, cluster.ErrDeadline) || errors.Is(err, cluster.ErrRefused) {
-		err = x.guard.Begin(ctx, d)
+		err = x.guard.Begin(ctx, t, d)
 	}
 	if err == nil {
 		x.nodeTold = d.Deadline
 	}
 	return err
+}
+
+// nodeToken is the right to this node's own deadline, moved there. It ends with
+// that alone: this process's end takes nothing back. tellingNode is held.
+func (x *executor) nodeToken(d cluster.RoleDeadline) cluster.Token {
+	if x.nodeRight == nil {
+		x.nodeRight = x.rights.Hold(context.Background(), d)
+	}
+	x.nodeRight.Extend(d.Deadline)
+	return x.nodeRight.Token()
 }
 
 // beginNode begins the node's own deadline, or goes on with the one that is held.
@@ -376,7 +408,7 @@ func (x *executor) beginNode(ctx context.Context) error {
 	}
 	defer x.tellingNode.give()
 	d.Deadline = max(d.Deadline, x.nodeTold)
-	if err := x.guard.Begin(ctx, d); err != nil {
+	if err := x.guard.Begin(ctx, x.nodeToken(d), d); err != nil {
 		return err
 	}
 	x.nodeTold = d.Deadline
@@ -480,7 +512,7 @@ func (x *executor) tell(ctx context.Context, d cluster.RoleDeadline) error {
 		return nil
 	}
 	x.told = told{max(x.told.sent, d.Sent), d.Deadline}
-	return x.guard.Extend(ctx, d)
+	return x.guard.Extend(ctx, x.token(), d)
 }
 
 // note logs, and has the history written where it is to be kept.

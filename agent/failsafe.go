@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,7 +26,7 @@ const (
 
 // nodeEpoch is the epoch of every deadline of this node's own right: nobody
 // competes for it but later starts on this host, which go on with it.
-const nodeEpoch cluster.Epoch = 1
+const nodeEpoch = cluster.NodeEpoch
 
 // outage is the shell around agent/failsafe: what this node has promised the
 // other coordinators, and what it asks them for, while nobody can write to
@@ -61,6 +63,13 @@ type outage struct {
 	told       cluster.Instant // the node's own deadline as told last; Never: this node is not busy
 	going      bool            // by the others' word; told to people
 
+	// copies: copies of workloads may run here at any time, so that the node's own
+	// right is in use from the first keepalive on. Something of them is here as far
+	// as is known: then its end is told to people.
+	copies bool
+	here   atomic.Bool
+	taught atomic.Pointer[map[cluster.NodeID]coordinator] // of a hypervisor; nil: not yet
+
 	busy  atomic.Bool   // the node's own right is in use
 	until atomic.Int64  // a cluster.Instant: the end of that right
 	fresh chan struct{} // has one element after a keepalive was acknowledged
@@ -78,7 +87,7 @@ func newOutage(c Config, d Deps, dec *decider, keep *Keepalive, own *writes) (*o
 	}
 	o := &outage{
 		c: c, peers: d.Peers, clock: d.Clock, log: d.Log, dec: dec, keep: keep, own: own, fresh: make(chan struct{}, 1),
-		claim: func() []cluster.NodeID { return nil },
+		claim: func() []cluster.NodeID { return nil }, copies: usesCopies(c, d),
 		giver: failsafe.GiverConfig{Node: c.Node, ID: c.NodeUUID, Timing: c.Timing, Started: d.Clock.Now(), LongestTTL: c.LongestTTL},
 	}
 	for right, a := range map[failsafe.Right]*asking{failsafe.RightRole: &o.role, failsafe.RightWork: &o.work} {
@@ -306,7 +315,7 @@ func (o *outage) tellEnd(why string) {
 // nothing is here that hangs on it nobody is told or asked anything.
 func (o *outage) followWork(ctx context.Context, answer *failsafe.Answer) cluster.Instant {
 	now := o.clock.Now() // before any question is sent
-	in := failsafe.AskerInput{Now: now, InUse: o.dec.state.Busy(), Answer: o.work.of(answer)}
+	in := failsafe.AskerInput{Now: now, InUse: o.copies || o.dec.state.Busy(), Answer: o.work.of(answer)}
 	o.busy.Store(in.InUse)
 	if in.InUse {
 		in.Sent, in.Members = o.begun(now), o.workMembers()
@@ -319,7 +328,9 @@ func (o *outage) followWork(ctx context.Context, answer *failsafe.Answer) cluste
 		o.until.Store(int64(cluster.Never))
 		return cluster.Never
 	case out.End != "": // the guard, whose deadline this is, ends it at the same instant
-		o.tell(role.Note{Record: true, Kind: "self_fence", Text: out.End})
+		if o.here.Load() || o.dec.state.Busy() {
+			o.tell(role.Note{Record: true, Kind: "self_fence", Text: out.End})
+		}
 		return o.dec.decide(ctx, role.Event{NodeEnded: out.End})
 	}
 	if next.Until.After(o.told) && !next.Over {
@@ -351,8 +362,29 @@ func (o *outage) workMembers() failsafe.Members {
 	if r, ok := o.dec.state.Right(o.dec.snap); ok && len(r.Coordinators) > 0 {
 		return failsafe.Members{Nodes: r.Coordinators, IDs: r.IDs}
 	}
+	if o.c.Mode == cluster.Hypervisor {
+		return o.taughtMembers()
+	}
 	all := role.Counted(o.dec.snap)
 	return failsafe.Members{Nodes: all.Nodes, IDs: all.IDs}
+}
+
+// taughtMembers are the coordinators as a hypervisor was told of them.
+func (o *outage) taughtMembers() (m failsafe.Members) {
+	all := o.taught.Load()
+	if all == nil {
+		return m
+	}
+	for _, n := range slices.Sorted(maps.Keys(*all)) {
+		m.Nodes = append(m.Nodes, n)
+		if id := (*all)[n].ID; id != "" {
+			if m.IDs == nil {
+				m.IDs = map[cluster.NodeID]string{}
+			}
+			m.IDs[n] = id
+		}
+	}
+	return m
 }
 
 // ask sends a question to all at once, each in a goroutine of its own and for at

@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"pvc.internal/agent/activity"
 	"pvc.internal/agent/failsafe"
 	"pvc.internal/agent/role"
 	"pvc.internal/cluster"
@@ -264,13 +265,16 @@ func (g *recordingGuard) note(call string, d cluster.RoleDeadline) {
 	g.calls, g.until = append(g.calls, call+" "+string(d.Owner)), append(g.until, d.Deadline)
 }
 
-func (g *recordingGuard) Begin(_ context.Context, d cluster.RoleDeadline) error {
+func (g *recordingGuard) Begin(_ context.Context, t cluster.Token, d cluster.RoleDeadline) error {
+	if err := t.Check(); err != nil {
+		return err
+	}
 	g.note("begin", d)
 	g.live = g.live || d.Owner == cluster.OwnerNode
 	return nil
 }
 
-func (g *recordingGuard) Extend(_ context.Context, d cluster.RoleDeadline) error {
+func (g *recordingGuard) Extend(_ context.Context, _ cluster.Token, d cluster.RoleDeadline) error {
 	g.note("extend", d)
 	if d.Owner == cluster.OwnerNode && !g.live {
 		return cluster.ErrDeadline
@@ -283,20 +287,30 @@ func (g *recordingGuard) End(_ context.Context, o cluster.DeadlineOwner, _ clust
 	return nil
 }
 
-func (g *recordingGuard) Present(context.Context, cluster.Epoch, []cluster.FloatingAddress) error {
+func (g *recordingGuard) Present(context.Context, cluster.Token, cluster.Epoch, []cluster.FloatingAddress) error {
 	return nil
 }
+
+// raises has the executor hold the role's right and raise it.
+func raises(t *testing.T, x *executor, d cluster.RoleDeadline) error {
+	x.right.Store(x.rights.Hold(t.Context(), d))
+	return x.raise(t.Context(), x.token(), d)
+}
+
+// inTime makes tokens at the beginning of time.
+func inTime() rights { return activity.New(activity.Config{Self: "hv1", Clock: &handClock{}}) }
 
 // The node's own deadline begins before the role, is begun where it is not held,
 // and never moves back.
 func TestTheNodesOwnDeadlineAtTheGuard(t *testing.T) {
 	g := &recordingGuard{}
 	x := newExecutor(Config{Timing: cluster.ProfileLAN()}, Deps{Guard: g, Store: &oneStore{}, Clock: &handClock{}, Log: zap.NewNop()}, func(role.Event) {})
+	x.rights = inTime()
 	node := func(until cluster.Instant) cluster.RoleDeadline {
 		return cluster.RoleDeadline{Owner: cluster.OwnerNode, Epoch: nodeEpoch, Deadline: until}
 	}
 	x.nodeDeadline = func(context.Context) (cluster.RoleDeadline, error) { return node(100), nil }
-	if err := x.raise(t.Context(), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 5, Deadline: 90}); err != nil {
+	if err := raises(t, x, cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 5, Deadline: 90}); err != nil {
 		t.Fatal(err)
 	}
 	for _, until := range []cluster.Instant{200, 150, 300} {
@@ -323,6 +337,7 @@ func TestTheNodesOwnDeadlineAtTheGuard(t *testing.T) {
 func TestALongDeadlineReachesTheGuardAfterAPromise(t *testing.T) {
 	g := &recordingGuard{live: true}
 	x := newExecutor(Config{Timing: cluster.ProfileLAN()}, Deps{Guard: g, Store: &oneStore{}, Clock: &handClock{}, Log: zap.NewNop()}, func(role.Event) {})
+	x.rights = inTime()
 	role := func(sent, until cluster.Instant) cluster.RoleDeadline {
 		return cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 5, Sent: sent, Deadline: until}
 	}
@@ -347,13 +362,13 @@ type slowGuard struct {
 	fails               error
 }
 
-func (g *slowGuard) Present(context.Context, cluster.Epoch, []cluster.FloatingAddress) error {
+func (g *slowGuard) Present(context.Context, cluster.Token, cluster.Epoch, []cluster.FloatingAddress) error {
 	close(g.presenting)
 	<-g.proceed
 	return nil
 }
 
-func (g *slowGuard) Extend(_ context.Context, d cluster.RoleDeadline) error {
+func (g *slowGuard) Extend(_ context.Context, _ cluster.Token, d cluster.RoleDeadline) error {
 	g.extended = append(g.extended, d.Deadline)
 	return g.fails
 }
@@ -369,6 +384,7 @@ func TestARenewalReachesTheGuardDuringTheRaise(t *testing.T) {
 			ended++
 		}
 	})
+	x.rights = inTime()
 	x.nodeDeadline = func(context.Context) (cluster.RoleDeadline, error) {
 		return cluster.RoleDeadline{Owner: cluster.OwnerNode, Epoch: nodeEpoch, Deadline: 100}, nil
 	}
@@ -377,7 +393,7 @@ func TestARenewalReachesTheGuardDuringTheRaise(t *testing.T) {
 	}
 	x.extend(t.Context(), role(80), cluster.Never)
 	done := make(chan error, 1)
-	go func() { done <- x.raise(t.Context(), role(90)) }()
+	go func() { done <- raises(t, x, role(90)) }()
 	<-g.presenting
 	x.extend(t.Context(), role(110), cluster.Never)
 	g.fails = cluster.ErrDeadline
@@ -436,10 +452,11 @@ func (noSweep) Sweep(context.Context) error { return nil }
 func TestNoRoleBeginsWithoutTheNodesRight(t *testing.T) {
 	g := &recordingGuard{}
 	x := newExecutor(Config{Timing: cluster.ProfileLAN()}, Deps{Guard: g, Store: &oneStore{}, Clock: &handClock{}, Log: zap.NewNop()}, func(role.Event) {})
+	x.rights = inTime()
 	x.nodeDeadline = func(context.Context) (cluster.RoleDeadline, error) {
 		return cluster.RoleDeadline{}, cluster.ErrDeadline
 	}
-	if err := x.raise(t.Context(), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 5, Deadline: 90}); !errors.Is(err, cluster.ErrDeadline) || len(g.calls) > 0 {
+	if err := raises(t, x, cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 5, Deadline: 90}); !errors.Is(err, cluster.ErrDeadline) || len(g.calls) > 0 {
 		t.Errorf("%v, told %v; want nothing told", err, g.calls)
 	}
 }

@@ -62,7 +62,10 @@ type fenceOrders struct {
 	see   func(cluster.NodeID) cluster.Liveness // the detector's word, as of this step
 	blind func() string                         // why that counts for nothing now; empty: it counts
 	fence oneFence
-	first func() cluster.NodeID // the old primary, whose fence comes before others'; empty: none
+	// unsafely is fence for what an operator has ordered to be tried without a
+	// majority of the node leases.
+	unsafely oneFence
+	first    func() cluster.NodeID // the old primary, whose fence comes before others'; empty: none
 
 	fencer  orderedFencer // nil: nothing is fenced here
 	tests   *deviceTests
@@ -74,7 +77,7 @@ type fenceOrders struct {
 	waiting map[cluster.NodeID]waitingOrder
 	kept    map[cluster.NodeID]cluster.RefusalCode // why an order's next try waits, as told last
 	telling sync.Mutex
-	trouble map[cluster.NodeID]string // why the last try of an order failed; telling guards it
+	trouble map[cluster.NodeID]orderTrouble // why the last try of an order failed; telling guards it
 }
 
 // fenceWork is one fencer's call about one node, with the right to its effects.
@@ -96,18 +99,42 @@ func (w *nodeWatch) newOrders() *fenceOrders {
 		}
 		return r, ok
 	})
+	o.unsafely = func(n cluster.NodeID, first, power bool, work fenceWork) (cluster.Refusal, bool) {
+		r, ok := w.leave(n, first)
+		if ok {
+			w.fenceAs(n, power, true, work)
+		}
+		return r, ok
+	}
 	o.first = func() cluster.NodeID { return w.before }
 	return o
 }
 
 // byUrgency is the order in which fences are carried on, one at a time: the old
-// primary's first, whose role is what was taken over.
-func byUrgency(nodes map[cluster.NodeID]cluster.NodeView, first cluster.NodeID) []cluster.NodeID {
+// primary's first, whose role is what was taken over; then those with the most
+// protected workloads.
+func byUrgency(nodes map[cluster.NodeID]cluster.NodeView, first cluster.NodeID, protected map[cluster.NodeID]int) []cluster.NodeID {
 	names := slices.Sorted(maps.Keys(nodes))
+	slices.SortStableFunc(names, func(a, b cluster.NodeID) int { return protected[b] - protected[a] })
 	if at := slices.Index(names, first); at > 0 {
 		names = slices.Insert(slices.Delete(names, at, at+1), 0, first)
 	}
 	return names
+}
+
+// orderTrouble is why an order could not be carried out, and how often it was so
+// in a row.
+type orderTrouble struct {
+	why   string
+	times int
+}
+
+// String puts it into words.
+func (t orderTrouble) String() string {
+	if t.times > 1 && t.why != "" {
+		return fmt.Sprintf("%s (%d tries in a row)", t.why, t.times)
+	}
+	return t.why
 }
 
 // waitingOrder is an order that has been seen and not been answered yet.
@@ -119,8 +146,8 @@ type waitingOrder struct {
 
 func newFenceOrders(c Config, d Deps, see func(cluster.NodeID) cluster.Liveness, blind func() string, fence oneFence) *fenceOrders {
 	o := &fenceOrders{
-		c: c, d: d, see: see, blind: blind, fence: fence, first: func() cluster.NodeID { return "" }, tests: newDeviceTests(c, d),
-		waiting: map[cluster.NodeID]waitingOrder{}, trouble: map[cluster.NodeID]string{}, kept: map[cluster.NodeID]cluster.RefusalCode{},
+		c: c, d: d, see: see, blind: blind, fence: fence, unsafely: fence, first: func() cluster.NodeID { return "" }, tests: newDeviceTests(c, d),
+		waiting: map[cluster.NodeID]waitingOrder{}, trouble: map[cluster.NodeID]orderTrouble{}, kept: map[cluster.NodeID]cluster.RefusalCode{},
 	}
 	o.fencer, _ = d.Fencer.(orderedFencer)
 	return o
@@ -223,7 +250,11 @@ func (o *fenceOrders) answer(view cluster.NodeView, refusal cluster.Refusal) boo
 			o.answered(ctx, view, cluster.FenceRecord{}, no, err, epoch)
 		})
 	}
-	stands, ok := o.fence(view.Name, action != cluster.OrderCancel, action == cluster.OrderFence, func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
+	begin := o.fence
+	if action == cluster.OrderFence && view.Order.Value.Unsafe {
+		begin = o.unsafely
+	}
+	stands, ok := begin(view.Name, action != cluster.OrderCancel, action == cluster.OrderFence, func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
 		record, no, err := o.fencer.Order(ctx, t, view.Order, view.Keepalive.Mzxid)
 		return record, o.answered(ctx, view, record, no, err, epoch), err
 	})
@@ -240,8 +271,11 @@ func (o *fenceOrders) answered(ctx context.Context, view cluster.NodeView, recor
 	fields := []zap.Field{zap.String("peer", string(view.Name)), zap.String("order", order.ID), zap.String("action", order.Action), zap.String("by", order.By)}
 	switch {
 	case err != nil:
-		o.say(view.Name, err.Error())
-		o.d.Log.Warn("fence order not carried out yet", append(fields, zap.Error(err))...)
+		log := o.d.Log.Debug // it is tried again and again; the refusal at last says how often
+		if o.failed(view.Name, err.Error()) {
+			log = o.d.Log.Warn
+		}
+		log("fence order not carried out yet", append(fields, zap.Error(err))...)
 	case no != nil && record.ID == "":
 		o.refuse(ctx, view, *no, epoch)
 		return nil
@@ -255,13 +289,26 @@ func (o *fenceOrders) answered(ctx context.Context, view cluster.NodeView, recor
 func (o *fenceOrders) say(n cluster.NodeID, why string) {
 	o.telling.Lock()
 	defer o.telling.Unlock()
-	o.trouble[n] = why
+	o.trouble[n] = orderTrouble{why: why}
+}
+
+// failed keeps why a try has failed, and reports whether that is new.
+func (o *fenceOrders) failed(n cluster.NodeID, why string) bool {
+	o.telling.Lock()
+	defer o.telling.Unlock()
+	t := o.trouble[n]
+	if t.why != why {
+		t = orderTrouble{why: why}
+	}
+	t.times++
+	o.trouble[n] = t
+	return t.times == 1
 }
 
 func (o *fenceOrders) said(n cluster.NodeID) string {
 	o.telling.Lock()
 	defer o.telling.Unlock()
-	return o.trouble[n]
+	return o.trouble[n].String()
 }
 
 // refuse ends the order and writes why, together, so that whoever gave it is told
@@ -323,7 +370,7 @@ func (o *fenceOrders) settle(snap *cluster.Snapshot, now cluster.Instant) {
 	if o.fencer == nil || inMaintenance(snap) {
 		return
 	}
-	for _, n := range byUrgency(snap.Nodes, o.first()) {
+	for _, n := range byUrgency(snap.Nodes, o.first(), protectedOn(snap)) {
 		view := snap.Nodes[n]
 		ripe, try := o.fencer.Ripe(view, now)
 		if n == o.c.Node && try {

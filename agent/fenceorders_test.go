@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"pvc.internal/cluster"
 	"pvc.internal/zkhandler"
@@ -182,6 +184,7 @@ type orderBench struct {
 	served   *servedOrders
 	liveness map[cluster.NodeID]cluster.Liveness
 	promised bool // that no fence is claimed
+	logged   *observer.ObservedLogs
 }
 
 type benchClock struct{ base time.Time }
@@ -212,7 +215,9 @@ func withOrders(t *testing.T, run func(t *testing.T, b *orderBench)) {
 		}
 		b.plant()
 		c := Config{Node: "hv1", Incarnation: "boot-hv1.1", WallMS: func() int64 { return 1 }}
-		d := Deps{Clock: clock, Log: zap.NewNop(), Store: b.store, Fencer: b.served}
+		core, logged := observer.New(zapcore.InfoLevel)
+		b.logged = logged
+		d := Deps{Clock: clock, Log: zap.New(core), Store: b.store, Fencer: b.served}
 		b.fenceOrders = newFenceOrders(c, d, func(n cluster.NodeID) cluster.Liveness { return b.liveness[n] }, func() string { return "" }, b.oneFence)
 		defer b.wait()
 		b.served.answer = b.carriedOut
@@ -418,8 +423,12 @@ func TestAnOrderIsTriedForAWhile(t *testing.T) {
 			t.Errorf("%d tries, stands %v", tries, b.stands("hv3"))
 		}
 		b.looksUntil("it is refused", func() bool { return !b.stands("hv3") })
-		if told := b.told(cluster.EventOrderRefused); len(told) != 1 || told[0].Fields["code"] != string(cluster.RefuseOverdue) || !strings.Contains(told[0].Text, "lock not obtained") {
+		if told := b.told(cluster.EventOrderRefused); len(told) != 1 || told[0].Fields["code"] != string(cluster.RefuseOverdue) || !strings.Contains(told[0].Text, "lock not obtained") ||
+			!strings.Contains(told[0].Text, " tries in a row)") {
 			t.Errorf("%+v", told)
+		}
+		if n := b.logged.FilterMessage("fence order not carried out yet").Len(); n != 1 {
+			t.Errorf("logged %d times, want once: the error was the same each time", n)
 		}
 	})
 }
@@ -694,8 +703,20 @@ func TestTheScheduleOfTests(t *testing.T) {
 func TestTheOldPrimarysFenceComesFirst(t *testing.T) {
 	nodes := map[cluster.NodeID]cluster.NodeView{"hv1": {}, "hv2": {}, "hv3": {}}
 	for first, want := range map[cluster.NodeID]string{"hv3": "[hv3 hv1 hv2]", "hv1": "[hv1 hv2 hv3]", "": "[hv1 hv2 hv3]", "gone": "[hv1 hv2 hv3]"} {
-		if got := fmt.Sprint(byUrgency(nodes, first)); got != want {
+		if got := fmt.Sprint(byUrgency(nodes, first, nil)); got != want {
 			t.Errorf("%q first: %s, want %s", first, got, want)
 		}
+	}
+}
+
+// Of the others those with the most protected workloads come first.
+func TestFencesOfProtectedWorkloadsComeFirst(t *testing.T) {
+	nodes := map[cluster.NodeID]cluster.NodeView{"hv1": {}, "hv2": {}, "hv3": {}, "hv4": {}}
+	snap := &cluster.Snapshot{Workloads: map[string]cluster.Versioned[cluster.Workload]{}}
+	for name, head := range map[string]cluster.NodeID{"a": "hv3", "b": "hv4", "c": "hv4", "free": "hv2"} {
+		snap.Workloads[name] = cluster.Versioned[cluster.Workload]{Present: true, Value: cluster.Workload{Name: name, Chain: []cluster.NodeID{head, "hv1"}, Protected: name != "free"}}
+	}
+	if got := fmt.Sprint(byUrgency(nodes, "hv2", protectedOn(snap))); got != "[hv2 hv4 hv3 hv1]" {
+		t.Errorf("the order is %s", got)
 	}
 }

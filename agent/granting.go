@@ -26,8 +26,11 @@ type LeaseFile interface {
 
 // LeaseFollower is the part of this node that works for the leader whom it serves.
 type LeaseFollower interface {
-	// Serve tells from whom work is taken from now on. It does not block.
-	Serve(id cluster.NodeLeaseID)
+	// Serve tells from whom work is taken from now on. It does not block. What it
+	// returns does, until nothing lives here any more that must not beside his work;
+	// an error says that something may, or that another was told of meanwhile. Before
+	// that nobody is told that he is served (A14).
+	Serve(id cluster.NodeLeaseID) (settled func(context.Context) error)
 	// Revoke has no more work taken for the id (zero: for anybody), ends what there
 	// is and returns when nothing of it lives here any more; an error says that
 	// something may. It may be called again for the same id.
@@ -37,14 +40,16 @@ type LeaseFollower interface {
 // idleFollower works for nobody.
 type idleFollower struct{}
 
-func (idleFollower) Serve(cluster.NodeLeaseID)                         {}
+func (idleFollower) Serve(cluster.NodeLeaseID) func(context.Context) error {
+	return func(context.Context) error { return nil }
+}
 func (idleFollower) Revoke(context.Context, cluster.NodeLeaseID) error { return nil }
 
 // granting is the shell around lease.Granter: this node's word to leaders. One
 // goroutine steps it; the disk has a goroutine of its own, so that neither an
 // answer that needs no write nor anything else of this node waits for it (I10).
 //
-//	question ─▶ run ─▶ Serve ─▶ timer ─▶ disk ─▶ run ─▶ answer
+//	question ─▶ run ─▶ Serve ─▶ timer ─▶ what must be dead is ─▶ disk ─▶ run ─▶ answer
 //	                 └▶ Revoke, until the work is dead ─▶ run ─▶ disk, invitation
 //
 // From start to the end of run every question gets an answer; outside of that
@@ -64,6 +69,10 @@ type granting struct {
 	resting chan struct{}   // nothing of the disk is under way any more
 	owned   sync.WaitGroup  // revocations and invitations
 
+	// heard is told of epochs larger than those before, as this node has seen them;
+	// it does not block. nil: nobody.
+	heard func(cluster.Epoch)
+
 	mu sync.RWMutex // guards g for Check; only run writes it
 	g  lease.Granter
 
@@ -74,6 +83,8 @@ type granting struct {
 	revoking uint64         // the revocation that is under way; 0: none
 	writing  uint64         // the change that the disk has not answered yet; 0: none
 	failed   string         // why the newest change was not written
+	settling *settling      // of the newest Serve, until a Revoke; nil: none
+	unserved string         // why nobody can be served yet, as of the newest change; empty: the disk, if anything
 	settled  []chan<- error // whoever waits for the disk after a stop or a leave
 }
 
@@ -83,12 +94,35 @@ type granted struct {
 	lease.Input
 	reply   chan<- cluster.NodeLeaseAnswer // of a question
 	tried   uint64                         // the revocation that one try has ended for
+	living  string                         // what must be dead before the disk is written, and is not
 	settled chan<- error                   // of a stop or a leave: told when the disk is done with it; one slot
 }
 
 type diskChange struct {
 	seq    uint64
 	record *lease.Record // nil: the file goes
+	after  *settling     // what comes before it; nil: nothing
+}
+
+// settling is the wait for what must be dead before whoever Serve told of has an
+// answer, in a goroutine of its own.
+type settling struct {
+	give context.CancelFunc // gives the wait up
+	over chan struct{}      // closed once err says how it went
+	err  error
+}
+
+// wait returns once nothing stands against an answer any more.
+func (s *settling) wait(ctx context.Context) error {
+	if s == nil {
+		return nil
+	}
+	select {
+	case <-s.over:
+		return s.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // errNotKnownYet: the records have not been read since this daemon began.
@@ -267,7 +301,10 @@ func (g *granting) take(ctx context.Context, e granted) {
 		return
 	}
 	if e.Kind == lease.InputPersisted && e.Seq == g.writing {
-		g.writing, g.failed = 0, e.Failed
+		g.writing, g.failed, g.unserved = 0, e.Failed, e.living
+	}
+	if e.Kind == lease.InputStop { // its record waits for nothing that lives
+		g.forget()
 	}
 	now := g.d.Clock.Now()
 	before := g.g.View(now)
@@ -300,8 +337,11 @@ func (g *granting) settle() {
 	g.settled = nil
 }
 
-// tell logs what has changed but the time.
+// tell tells of what has changed but the time.
 func (g *granting) tell(was, is lease.GranterView) {
+	if is.Epoch > was.Epoch && g.heard != nil {
+		g.heard(is.Epoch)
+	}
 	if was.State != is.State || was.Holder != is.Holder {
 		g.d.Log.Info("node lease", zap.Stringer("from", was.State), zap.Stringer("to", is.State), zap.Stringer("holder", is.Holder))
 	}
@@ -310,17 +350,26 @@ func (g *granting) tell(was, is lease.GranterView) {
 func (g *granting) carryOut(ctx context.Context, e *lease.Effect, now cluster.Instant) {
 	switch e.Kind {
 	case lease.EffectServe:
-		g.follow.Serve(e.Lease)
+		g.serve(ctx, e.Lease)
 	case lease.EffectRevoke:
+		g.forget()
 		g.revoke(ctx, e.Lease, e.Seq)
 	case lease.EffectArm:
 		g.arm(e.Until, now)
 	case lease.EffectPersist:
-		g.change(diskChange{e.Seq, &e.Record})
+		c := diskChange{seq: e.Seq, record: &e.Record}
+		if g.g.View(now).Pending { // somebody is told once it is written
+			c.after = g.settling
+		}
+		g.change(c)
 	case lease.EffectRemove:
 		g.change(diskChange{seq: e.Seq})
 	case lease.EffectReply:
-		g.waiting[e.Ticket] <- e.Answer
+		answer := e.Answer
+		if answer.Code == cluster.RefuseLeaseNotKept && g.unserved != "" {
+			answer.Detail = g.unserved
+		}
+		g.waiting[e.Ticket] <- answer
 		delete(g.waiting, e.Ticket)
 	case lease.EffectInvite:
 		g.invite(ctx, e.To)
@@ -334,6 +383,34 @@ func (g *granting) arm(until, now cluster.Instant) {
 	if !until.IsZero() {
 		g.timer.Reset(max(0, until.Sub(now)))
 	}
+}
+
+// serveWithin bounds the end of what must not live beside a new leader's work.
+const serveWithin = 10 * time.Second
+
+// serve tells of a leader, and begins to wait for what must be dead before he is
+// told. What had been told of before counts no more.
+func (g *granting) serve(ctx context.Context, id cluster.NodeLeaseID) {
+	g.forget()
+	settled := g.follow.Serve(id)
+	ctx, give := context.WithTimeout(ctx, serveWithin)
+	s := &settling{give: give, over: make(chan struct{})}
+	g.settling = s
+	g.owned.Go(func() {
+		defer close(s.over)
+		defer give()
+		if err := settled(ctx); err != nil {
+			s.err = fmt.Errorf("node %s does not serve %s yet: what must not live beside his work may: %w", g.c.Node, id, err)
+		}
+	})
+}
+
+// forget gives up waiting for what would let somebody be served.
+func (g *granting) forget() {
+	if g.settling != nil {
+		g.settling.give()
+	}
+	g.settling = nil
 }
 
 // revokeTry bounds one try to end the work of a lease; the granter asks again
@@ -402,19 +479,30 @@ func (g *granting) keep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		var err error
-		if w.record != nil {
-			err = g.d.LeaseFile.Write(*w.record)
-		} else {
-			err = g.d.LeaseFile.Remove()
-		}
-		done := granted{Input: lease.Input{Kind: lease.InputPersisted, Seq: w.seq}}
-		if err != nil {
-			done.Failed = err.Error()
-			g.d.Log.Error("this node's lease could not be written down", zap.Error(err))
-		}
-		g.post(ctx, done)
+		g.post(ctx, g.carryDown(ctx, w))
 	}
+}
+
+// carryDown makes one change once what must come before it has, and tells how
+// that went. A promise that rests on what still lives is not even written.
+func (g *granting) carryDown(ctx context.Context, w diskChange) granted {
+	done := granted{Input: lease.Input{Kind: lease.InputPersisted, Seq: w.seq}}
+	if err := w.after.wait(ctx); err != nil {
+		done.Failed, done.living = err.Error(), err.Error()
+		g.d.Log.Error("a leader is not served", zap.Error(err))
+		return done
+	}
+	var err error
+	if w.record != nil {
+		err = g.d.LeaseFile.Write(*w.record)
+	} else {
+		err = g.d.LeaseFile.Remove()
+	}
+	if err != nil {
+		done.Failed = err.Error()
+		g.d.Log.Error("this node's lease could not be written down", zap.Error(err))
+	}
+	return done
 }
 
 // awaitDisk waits for a change under way; a disk that hangs must not keep the

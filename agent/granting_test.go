@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -30,10 +32,12 @@ type granterRig struct {
 	writes   int
 	broken   error         // what each write fails with
 	stuck    chan struct{} // writes wait for it
+	living   chan struct{} // what counts on the node's lease being its own is dead once it is closed; nil: nothing does
 	revokes  int
 	unending error // what each revocation fails with
 	invited  []cluster.NodeID
 	handlers map[string]func(context.Context, cluster.NodeID, []byte) ([]byte, error)
+	follower LeaseFollower // nil: the rig
 }
 
 func (r *granterRig) Now() cluster.Instant {
@@ -63,7 +67,22 @@ func (r *granterRig) Write(to lease.Record) error {
 }
 func (r *granterRig) Remove() error { return r.change(lease.Found{}) }
 
-func (r *granterRig) Serve(cluster.NodeLeaseID) {}
+func (r *granterRig) Serve(cluster.NodeLeaseID) func(context.Context) error {
+	return func(ctx context.Context) error {
+		r.mu.Lock()
+		living := r.living
+		r.mu.Unlock()
+		if living == nil {
+			return nil
+		}
+		select {
+		case <-living:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("a drain of its own: %w", context.Cause(ctx))
+		}
+	}
+}
 func (r *granterRig) Revoke(context.Context, cluster.NodeLeaseID) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,7 +115,7 @@ func (r *granterRig) set(change func()) {
 func (r *granterRig) begin() {
 	r.handlers = map[string]func(context.Context, cluster.NodeID, []byte) ([]byte, error){}
 	c := Config{Node: "n", Mode: cluster.Coordinator, Incarnation: cluster.Incarnation(fmt.Sprint("start ", r.base)), Timing: cluster.ProfileLAN(), NodeLeases: true}
-	d := Deps{Clock: r, Log: zap.NewNop(), Peers: r, LeaseFile: r, LeaseFollower: r}
+	d := Deps{Clock: r, Log: zap.NewNop(), Peers: r, LeaseFile: r, LeaseFollower: cmp.Or(r.follower, LeaseFollower(r))}
 	snap := &cluster.Snapshot{Complete: true, Live: true, ObservedAt: 1, Nodes: map[cluster.NodeID]cluster.NodeView{}}
 	for _, n := range []cluster.NodeID{"a", "b", "n"} {
 		snap.Nodes[n] = cluster.NodeView{Name: n, Record: cluster.Versioned[cluster.NodeRecord]{Present: true}}
@@ -226,6 +245,65 @@ func TestNobodyIsServedWhileWorkLives(t *testing.T) {
 		r.mu.Unlock()
 		r.want("b", cluster.LeaseGrant, 2, "")
 	})
+}
+
+// Nobody is told that he is served, and nothing is written of it, before all is
+// dead that must not live beside his work (A14); other answers do not wait for it.
+func TestALeaderIsToldOnceNothingStandsAgainstHim(t *testing.T) {
+	granterTest(t, func(r *granterRig) {
+		living := make(chan struct{})
+		r.set(func() { r.living = living })
+		if a, err := r.ask("a", cluster.LeaseGrant, 1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("told while something lives: %+v, %v", a, err)
+		}
+		r.want("b", cluster.LeaseGrant, 1, cluster.RefuseLeaseStale)
+		if r.writes != 0 {
+			t.Errorf("%d writes of a promise that does not stand", r.writes)
+		}
+		close(living)
+		synctest.Wait()
+		r.want("a", cluster.LeaseExtend, 1, "")
+		if r.writes != 1 {
+			t.Errorf("%d writes for one grant", r.writes)
+		}
+
+		r.set(func() { r.living = make(chan struct{}) }) // for good
+		r.want("a", cluster.LeaseAbolish, 1, "")
+		synctest.Wait()
+		if _, err := r.ask("b", cluster.LeaseGrant, 2); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("told while something lives: %v", err)
+		}
+		time.Sleep(5 * time.Second) // the lease that was to be given is over
+		r.want("b", cluster.LeaseExtend, 2, cluster.RefuseLeaseLost)
+		if err := r.stopNow(r.g.stop); err != nil {
+			t.Errorf("a stop waits for what lives: %v", err)
+		}
+	})
+}
+
+// Work that cannot be ended is no leader's to have beside him: he is refused, with
+// words that name it.
+func TestALeaderIsRefusedBesideWhatCannotBeEnded(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := &granterRig{t: t, base: time.Now(), follower: unserving{}}
+		r.begin()
+		defer func() { r.end() }()
+		if a := r.want("a", cluster.LeaseGrant, 1, cluster.RefuseLeaseNotKept); !strings.Contains(a.Detail, "does not serve a") || !strings.Contains(a.Detail, "a drain hangs") {
+			t.Errorf("%q", a.Detail)
+		}
+		synctest.Wait()
+		if r.Read().Record.Held {
+			t.Error("a promise that does not stand is written down")
+		}
+	})
+}
+
+// unserving has work that does not end.
+type unserving struct{ idleFollower }
+
+func (unserving) Serve(cluster.NodeLeaseID) func(context.Context) error {
+	return func(context.Context) error { return errors.New("a drain hangs") }
 }
 
 // stopNow stops the granter in order, within a second.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +28,7 @@ type LeaseHoldings struct {
 	Held   []cluster.NodeID  // whose leases are held, in order; never edited
 	Ends   []cluster.Instant // until when each of them is held; never edited
 	Set    []cluster.NodeID  // the quorum set; empty: not known; never edited
+	Known  []cluster.NodeID  // all nodes that there are, in order; nil: not known yet; never edited
 	// Until is the instant from which this is not true any more unless it is told
 	// anew before; Never: nothing is held.
 	Until cluster.Instant
@@ -64,6 +66,9 @@ type holding struct {
 	snap  func() *cluster.Snapshot
 	keep  *Keepalive
 	renew time.Duration // from a question to the next; see newHolding
+	// heard is told of epochs larger than this leader's that nodes have seen; it
+	// does not block. nil: nobody.
+	heard func(cluster.Epoch)
 
 	term     atomic.Pointer[leaderTerm]
 	pokes    chan struct{} // one slot: the term has changed
@@ -71,6 +76,7 @@ type holding struct {
 	ended    chan struct{}
 	stopping atomic.Bool
 	owned    sync.WaitGroup
+	trips    roundTrips // of all nodes
 
 	mu     sync.RWMutex // guards these, which run alone writes
 	reign  uint64       // the term that the ledger is of; 0: none
@@ -88,6 +94,7 @@ type holding struct {
 	toldAt   cluster.Instant
 	released chan struct{} // the newest end of an acquirer is over
 	table    leaseTable
+	past     lease.HolderCounters // of the terms that are over
 }
 
 // leaderTerm is one unbroken time of this node as primary, or as none.
@@ -109,6 +116,7 @@ type leaseNews struct {
 	from   cluster.NodeID
 	to     cluster.NodeLeaseID
 	finish chan<- <-chan struct{} // asks for the end of the newest acquirer
+	look   chan<- holdingFigures  // asks how the workers stand
 }
 
 // newHolding makes it; nil where node leases are not in use.
@@ -118,7 +126,7 @@ func newHolding(c Config, d Deps, own *granting, snap func() *cluster.Snapshot, 
 	}
 	h := &holding{
 		c: c, d: d, act: d.LeaseHolder, own: own.ask, snap: snap, keep: keep, renew: c.Timing.NodeLeaseRenew,
-		pokes: make(chan struct{}, 1), in: make(chan leaseNews, 64), ended: make(chan struct{}),
+		pokes: make(chan struct{}, 1), in: make(chan leaseNews, 64), ended: make(chan struct{}), trips: newRoundTrips(),
 	}
 	if h.act == nil {
 		h.act = idleHolder{}
@@ -222,7 +230,7 @@ func (h *holding) begin(t *leaderTerm) {
 // given back where the role was given up in order, beside everything else.
 func (h *holding) end(ctx context.Context, orderly bool) {
 	old := h.a
-	h.a = nil
+	h.past, h.a = h.figures().counters, nil
 	h.mu.Lock()
 	h.reign, h.id, h.ledger, h.set = 0, cluster.NodeLeaseID{}, nil, nil
 	h.mu.Unlock()
@@ -303,6 +311,24 @@ type acquirer struct {
 	list []*leaseWorker
 	by   map[cluster.NodeID]*leaseWorker
 	next int // where the next look at all begins
+	// known are the nodes that there are, in order; nil: not all records are read
+	// yet. A new slice at each change.
+	known []cluster.NodeID
+}
+
+// learn notes who is there, and reports whether that has changed.
+func (a *acquirer) learn(nodes map[cluster.NodeID]cluster.NodeView) bool {
+	same := a.known != nil && len(a.known) == len(nodes)
+	for _, n := range a.known {
+		if _, there := nodes[n]; !there {
+			same = false
+		}
+	}
+	if !same {
+		a.known = slices.AppendSeq(make([]cluster.NodeID, 0, len(nodes)), maps.Keys(nodes))
+		slices.Sort(a.known)
+	}
+	return !same
 }
 
 // leaseWorker holds one node's lease.
@@ -365,11 +391,14 @@ func (h *holding) follows(ctx context.Context, snap *cluster.Snapshot) {
 			h.table.changed = true
 		}
 	}
+	if h.a.learn(snap.Nodes) {
+		h.changed = true
+	}
 	if set, known := quorumSet(snap); known && !slices.Equal(set, h.set) {
 		h.mu.Lock()
 		h.set = set
 		h.mu.Unlock()
-		h.changed = true
+		h.changed, h.table.changed = true, true
 	}
 }
 
@@ -453,6 +482,7 @@ func (h *holding) step(ctx context.Context, w *leaseWorker, in lease.HolderInput
 	}
 	if out.RTT > 0 {
 		w.rtt.Add(out.RTT)
+		h.trips.add(out.RTT)
 		w.last = out.RTT
 	}
 	if out.Lost != nil {
@@ -553,6 +583,9 @@ func (h *holding) post(ctx context.Context, e leaseNews) bool {
 // take takes one thing in that happened.
 func (h *holding) take(ctx context.Context, e leaseNews) {
 	switch {
+	case e.look != nil:
+		e.look <- h.figures()
+		return
 	case e.finish != nil:
 		done := h.released
 		if done == nil {
@@ -576,6 +609,13 @@ func (h *holding) take(ctx context.Context, e leaseNews) {
 		h.step(ctx, e.w, lease.HolderInput{Kind: lease.HolderNoAnswer, N: e.n - e.w.base, Why: e.err.Error()})
 		return
 	}
+	seen := e.answer.Epoch
+	if seen == h.a.id.Epoch && e.answer.Code == cluster.RefuseLeaseStale {
+		seen++ // another's, in records that were put back: only a larger one is this leader's
+	}
+	if seen > h.a.id.Epoch && h.heard != nil {
+		h.heard(seen)
+	}
 	e.answer.N -= e.w.base
 	h.step(ctx, e.w, lease.HolderInput{Kind: lease.HolderAnswer, Answer: e.answer})
 }
@@ -597,7 +637,7 @@ func (h *holding) tell(now cluster.Instant) {
 	if h.a == nil || !h.changed && now.Sub(h.toldAt) < h.c.Timing.NodeLeaseRenew/2 {
 		return
 	}
-	is := LeaseHoldings{Leader: true, Lease: h.a.id, Self: h.c.Node, Held: h.told.Held, Set: h.set, Until: h.ledger.NextExpiry(now)}
+	is := LeaseHoldings{Leader: true, Lease: h.a.id, Self: h.c.Node, Held: h.told.Held, Set: h.set, Known: h.a.known, Until: h.ledger.NextExpiry(now)}
 	if h.changed {
 		is.Held = h.ledger.Held(now)
 	} else if is.Until == h.told.Until {

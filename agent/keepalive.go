@@ -47,6 +47,15 @@ type KeepaliveConfig struct {
 	// Acknowledged is told the send instant of each acknowledged keepalive,
 	// from the publishing goroutine; it must not block.
 	Acknowledged func(sentAt cluster.Instant)
+	// Schema returns the newest schema of the store's tree that this program can
+	// write and the one that it writes now; both are published, and from
+	// cluster.FactsSchema on one record with all values. Default: nothing of it.
+	Schema func() (newest, now int)
+	// Incarnation is this start's, for that record.
+	Incarnation cluster.Incarnation
+	// Others reads those of this node's leaves that somebody else writes, for that
+	// record alone. Default: there are none.
+	Others *Collection
 	// Turned is called each time the loop has turned, at least once per
 	// keepalive; it must not block. A watchdog is fed from here.
 	Turned func(now cluster.Instant)
@@ -103,6 +112,7 @@ type Keepalive struct {
 	// if it was, the next write's conflict shows it.
 	version int32
 	status  KeepaliveStatus
+	facts   factsRecord
 }
 
 type finalOrder struct {
@@ -189,6 +199,7 @@ func (k *Keepalive) turn(ctx context.Context, l *keepaliveLoop) {
 		if k.cfg.Collection != nil {
 			k.cfg.Collection.Tick(ctx)
 		}
+		k.tickOthers(ctx)
 		l.fanAt = cluster.Forever // set again with the next due instant
 	}
 	if !now.Before(l.dueAt) {
@@ -401,14 +412,15 @@ func (k *Keepalive) Status() KeepaliveStatus {
 	return s
 }
 
-// values are the collectors' figures, without leaves that are not theirs.
+// values are the collectors' figures, without leaves that are not theirs, and
+// what is told of schemas.
 func (k *Keepalive) values() map[string]string {
-	if k.cfg.Collection == nil {
-		return nil
+	var values map[string]string
+	if k.cfg.Collection != nil {
+		values = k.cfg.Collection.Values()
+		maps.DeleteFunc(values, func(leaf, _ string) bool { return !collectable(leaf) })
 	}
-	values := k.cfg.Collection.Values()
-	maps.DeleteFunc(values, func(leaf, _ string) bool { return !collectable(leaf) })
-	return values
+	return k.withSchema(values)
 }
 
 // coordination are the leaves of a node that no collector may write.
@@ -425,6 +437,9 @@ func collectable(leaf string) bool {
 
 // leafKey is the record behind a collector's leaf.
 func leafKey(n cluster.NodeID, leaf string) cluster.Key {
+	if leaf == factsLeaf {
+		return cluster.Key{Kind: cluster.KeyFacts, Node: n}
+	}
 	if plugin, ok := strings.CutPrefix(leaf, "monitoring_data/"); ok {
 		return cluster.Key{Kind: cluster.KeyPluginField, Node: n, Name: plugin}
 	}

@@ -124,11 +124,11 @@ func (w *memberWatch) input(snap *cluster.Snapshot, now cluster.Instant) members
 func (w *memberWatch) follow(snap *cluster.Snapshot) {
 	epoch := snap.Lease.Value.Epoch
 	if w.epoch == epoch && membership.Foreign(epoch, w.seen, snap.Quorum) {
-		w.d.Log.Warn("the quorum set was changed by somebody else; what rests on it ends", zap.Any("before", w.seen.Value.Nodes),
-			zap.Any("now", snap.Quorum.Value.Nodes), zap.Error(snap.Quorum.Err))
-		if w.foreign != nil {
+		if w.foreign != nil { // before the log, which may hang
 			w.foreign(snap.Quorum)
 		}
+		w.d.Log.Warn("the quorum set was changed by somebody else; what rests on it ends", zap.Any("before", w.seen.Value.Nodes),
+			zap.Any("now", snap.Quorum.Value.Nodes), zap.Error(snap.Quorum.Err))
 	}
 	w.epoch, w.seen = epoch, snap.Quorum
 }

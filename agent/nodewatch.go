@@ -48,6 +48,12 @@ type nodeWatch struct {
 	// not in use.
 	quorum func() failover.Opinion
 
+	// lastCopy says whether a fence of the node would lose the last copy of a
+	// workload. nil: nobody knows of workloads.
+	lastCopy func(snap *cluster.Snapshot, n cluster.NodeID, now cluster.Instant) failover.Opinion
+	// faultyWorkloads are the faults of workloads that stand, in words. nil: none.
+	faultyWorkloads func() []string
+
 	// without says why a majority of the node leases is not held without that of one
 	// node: who is shot holds nothing soon. nil: they are not in use.
 	without func(cluster.NodeID) string
@@ -66,6 +72,8 @@ type nodeWatch struct {
 	blind      string // why nobody is fenced on this node's judgement now, as of the last frame
 	refusing   sync.Mutex
 	refusals   map[cluster.NodeID]cluster.Refusal // why a down node is not fenced; refusing guards it
+	unresumed  []cluster.Refusal                  // the same, of fences to be carried on, as of the last step
+	unended    map[cluster.NodeID]string          // why a fence did not end the last time; refusing guards it
 	holder     cluster.NodeID                     // of the lease, and who had it before
 	before     cluster.NodeID
 	lead       context.Context // while this node is primary; nil otherwise
@@ -83,10 +91,12 @@ type nodeWatch struct {
 	wroteAt    cluster.Instant // when published was written
 	publishing atomic.Bool
 	unwritten  atomic.Bool // the last view did not reach the store
+	stepped    instant
+	counted    fenceCounts
 }
 
 func newNodeWatch(c Config, d Deps, dec *decider, keep *Keepalive) *nodeWatch {
-	w := &nodeWatch{c: c, d: d, dec: dec, keep: keep, refusals: map[cluster.NodeID]cluster.Refusal{}}
+	w := &nodeWatch{c: c, d: d, dec: dec, keep: keep, refusals: map[cluster.NodeID]cluster.Refusal{}, unended: map[cluster.NodeID]string{}}
 	w.reach = newReach(c, d, &w.fences)
 	w.orders = w.newOrders()
 	w.soft = w.newSoft()
@@ -113,6 +123,7 @@ func (w *nodeWatch) run(ctx context.Context) {
 		}
 		now := w.d.Clock.Now()
 		w.step(ctx, now, now.Sub(last) > 2*interval)
+		w.stepped.set(now)
 		last, interval = now, w.every()
 		if w.skipped = w.calm(); w.skipped {
 			interval *= 2
@@ -157,6 +168,7 @@ func (w *nodeWatch) step(ctx context.Context, now cluster.Instant, late bool) {
 	}
 	if !primary {
 		w.loseLead()
+		w.unresumed = nil
 	}
 	w.frame(status, primary)
 	w.orders.step(ctx, status, now)
@@ -233,13 +245,14 @@ func (w *nodeWatch) frame(status Status, primary bool) {
 		w.framed.Quorum = w.quorum()
 	}
 	w.framed.Look(snap, w.judgedOf)
+	w.weigh(snap)
 	if w.skipped { // the look that was left out would have been this frame, too
 		w.judged, _, _ = failover.Step(w.judged, w.framed)
 	}
 	next, actions, refusals := failover.Step(w.judged, w.framed)
 	w.judged = next
 	act, withheld := w.permitted(actions)
-	w.clearRefusals(next, withheld)
+	w.clearRefusals(next, append(slices.Clone(withheld), w.unresumed...))
 	for _, r := range append(refusals, withheld...) {
 		if err := snap.Maintenance.Err; r.Code == cluster.RefuseMaintenance && err != nil {
 			r.Detail = fmt.Sprintf("%s: the switch cannot be read, which counts as on (%v); set it with `pvc cluster maintenance on` or `off`", r.Detail, err)
@@ -250,6 +263,22 @@ func (w *nodeWatch) frame(status Status, primary bool) {
 		w.fence(act.Node, true, func(ctx context.Context, t cluster.Token) (cluster.FenceRecord, *cluster.Refusal, error) {
 			return w.d.Fencer.Fence(ctx, t, *act)
 		})
+	}
+}
+
+// weigh adds what workloads have to do with fences of the frame's nodes.
+func (w *nodeWatch) weigh(snap *cluster.Snapshot) {
+	if len(w.framed.Nodes) == 0 || len(snap.Workloads) == 0 {
+		return
+	}
+	protected := protectedOn(snap)
+	now := w.d.Clock.Now()
+	for i := range w.framed.Nodes {
+		n := &w.framed.Nodes[i]
+		n.Protected = protected[n.Name]
+		if w.lastCopy != nil {
+			n.LastCopy = w.lastCopy(snap, n.Name, now)
+		}
 	}
 }
 
@@ -334,18 +363,30 @@ func (w *nodeWatch) clearRefusals(s failover.State, withheld []cluster.Refusal) 
 	}
 }
 
-// resumeFences carries on what an earlier primary left unfinished.
+// resumeFences carries on what an earlier primary left unfinished. Why one may not
+// be stands until it may: it is told once, however often that is asked.
 func (w *nodeWatch) resumeFences(status Status, now cluster.Instant) {
+	before := w.unresumed
+	w.unresumed = nil
 	if inMaintenance(status.Snapshot) || w.d.Fencer == nil {
 		return
 	}
-	for _, n := range byUrgency(status.Snapshot.Nodes, w.before) {
+	for _, n := range byUrgency(status.Snapshot.Nodes, w.before, protectedOn(status.Snapshot)) {
 		record := status.Snapshot.Nodes[n].Fence
 		if n == w.c.Node || !w.d.Fencer.Due(record, now) || !w.mayResume(n, record.Value.Stage) {
 			continue
 		}
+		if r := w.losesLastCopy(n); r.Code != "" && record.Value.Order == "" && noOrderOut(record.Value.Stage) {
+			w.unresumed = append(w.unresumed, r)
+			w.refused(r)
+			continue
+		}
 		r, ok := w.leave(n, noOrderOut(record.Value.Stage))
+		if at := slices.IndexFunc(before, func(b cluster.Refusal) bool { return b.Node == n }); !ok && r.Code == "" && at >= 0 {
+			r = before[at] // another fence runs, so that nothing was asked
+		}
 		if r.Code != "" {
+			w.unresumed = append(w.unresumed, r)
 			w.refused(r)
 		}
 		if ok {
@@ -381,6 +422,17 @@ func (w *nodeWatch) mayResume(n cluster.NodeID, stage cluster.FenceStage) bool {
 	return 2*down < len(w.seen.Nodes)+1 // and this node itself
 }
 
+// losesLastCopy is the refusal of a fence, of nobody's order, that would lose the
+// last copy of a workload; no code: the frame says nothing of that.
+func (w *nodeWatch) losesLastCopy(n cluster.NodeID) cluster.Refusal {
+	for _, f := range w.framed.Nodes {
+		if f.Name == n && f.LastCopy.InUse && f.LastCopy.Against != "" {
+			return cluster.Refusal{Code: cluster.RefuseLastCopy, Node: n, Detail: fmt.Sprintf("node %s: its fence has not begun: a workload would lose its last copy: %s", n, f.LastCopy.Against)}
+		}
+	}
+	return cluster.Refusal{}
+}
+
 // noOrderOut reports whether no device has an order in this stage, so that the
 // fence can still be left alone.
 func noOrderOut(s cluster.FenceStage) bool {
@@ -398,6 +450,13 @@ const fenceWait = 4 * time.Second
 // proof, or an operator's word, needs this node's own: where most nodes are gone
 // that word must do (I7).
 func (w *nodeWatch) fence(n cluster.NodeID, power bool, run fenceWork) {
+	w.fenceAs(n, power, false, run)
+}
+
+// fenceAs is fence, or, unsafe, that without any leases: what is left to keep two
+// primaries' fences apart is what a cluster without node leases has, the role's
+// epoch and deadline, at which the guard ends every attempt.
+func (w *nodeWatch) fenceAs(n cluster.NodeID, power, unsafe bool, run fenceWork) {
 	lead, quorum := w.lead, cluster.All(w.c.Node)
 	if power {
 		quorum = cluster.Majority()
@@ -406,9 +465,9 @@ func (w *nodeWatch) fence(n cluster.NodeID, power bool, run fenceWork) {
 		defer w.fencing.Store(false)
 		var record cluster.FenceRecord
 		var refusal *cluster.Refusal
-		spec := activity.Spec{Name: "fence-" + string(n), Quorum: quorum, Timeout: fenceWait, Urgency: activity.Failover}
+		spec := activity.Spec{Name: "fence-" + string(n), Quorum: quorum, Timeout: fenceWait, Urgency: activity.Failover, Unsafe: unsafe}
 		var err error
-		if why := w.unheld(n); power && why != "" {
+		if why := w.unheld(n); power && !unsafe && why != "" {
 			err = &cluster.RefusedActivity{Name: spec.Name, Refusal: cluster.Refusal{Code: cluster.RefuseNoQuorum, Node: n, Detail: why}}
 		} else {
 			err = w.acts.Run(lead, spec, func(ctx context.Context, a *activity.Activity) (err error) {
@@ -425,15 +484,34 @@ func (w *nodeWatch) fence(n cluster.NodeID, power bool, run fenceWork) {
 			until = until.Add(w.c.Timing.SessionTimeout) // a claim whose reply was lost may still land
 		}
 		w.claims.end(n, until)
+		w.counted.add(record.Stage, refusal, err)
+		log := w.d.Log.Debug
+		if w.unendedAnew(n, err) {
+			log = w.d.Log.Warn
+		}
 		switch {
 		case err != nil:
-			w.d.Log.Warn("fence did not end", zap.String("peer", string(n)), zap.String("stage", string(record.Stage)), zap.Error(err))
+			log("fence did not end", zap.String("peer", string(n)), zap.String("stage", string(record.Stage)), zap.Error(err))
 		case refusal != nil:
 			w.refused(*refusal)
 		default:
 			w.d.Log.Info("fence ended", zap.String("peer", string(n)), zap.String("stage", string(record.Stage)), zap.String("proof", record.Proof))
 		}
 	})
+}
+
+// unendedAnew reports whether the node's fence did not end for another reason than
+// the last time, nil being none: what is tried once a second is told once.
+func (w *nodeWatch) unendedAnew(n cluster.NodeID, err error) bool {
+	w.refusing.Lock()
+	defer w.refusing.Unlock()
+	if err == nil {
+		delete(w.unended, n)
+		return false
+	}
+	before := w.unended[n]
+	w.unended[n] = err.Error()
+	return before != err.Error()
 }
 
 // unheld says why too few leases are held to take the power of this node; empty:
@@ -454,7 +532,7 @@ func takesPower(s cluster.FenceStage) bool {
 // notAdmitted says why a fence did not begin: to who asks about the node, and to
 // who has ordered it.
 func (w *nodeWatch) notAdmitted(n cluster.NodeID, no *cluster.RefusedActivity) *cluster.Refusal {
-	w.orders.say(n, no.Error())
+	w.orders.failed(n, no.Error())
 	return &cluster.Refusal{Code: no.Code, Node: n, Detail: fmt.Sprintf("node %s: its fence has not begun: %s", n, no.Detail)}
 }
 
@@ -556,6 +634,9 @@ func (w *nodeWatch) view(status Status, now cluster.Instant) View {
 		v.Faults = append(w.d.Faults(), v.Faults...)
 	}
 	v.Faults = append(v.Faults, w.orders.faults()...)
+	if w.faultyWorkloads != nil {
+		v.Faults = append(v.Faults, w.faultyWorkloads()...)
+	}
 	w.refusing.Lock()
 	defer w.refusing.Unlock()
 	for n, held := range w.seen.Nodes {

@@ -286,6 +286,18 @@ func (b *addressBook) find(snap *cluster.Snapshot, n cluster.NodeID) string {
 	return b.known[n]
 }
 
+// teach takes in where coordinators answer, by another's word.
+func (b *addressBook) teach(all map[cluster.NodeID]coordinator) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.known == nil {
+		b.known = map[cluster.NodeID]string{}
+	}
+	for n, c := range all {
+		b.known[n] = c.Peer
+	}
+}
+
 // PeerAddress is where the node has published that it answers others, host:port,
 // also while nothing can be read; empty: not known.
 func (a *Agent) PeerAddress(n cluster.NodeID) string {

@@ -29,6 +29,10 @@ type registrar struct {
 	left    bool // that was told already
 	// word is what the guard says of this machine's watchdog now; nil: nothing.
 	word func() *cluster.WatchdogWord
+	// settles reports whether this node's copies are ending (Agent.Settling); nil:
+	// they are not. poked gets a poke when that begins.
+	settles func() bool
+	poked   <-chan struct{}
 }
 
 func newRegistrar(c Config, d Deps) *registrar { return &registrar{c: c, d: d} }
@@ -144,6 +148,9 @@ func (r *registrar) register(ctx context.Context) error {
 	if err := r.out(fresh); err != nil {
 		return err
 	}
+	if s := fresh.Schema; r.d.Schemas != nil && s.Value > r.d.Schemas.NewestSchema() {
+		return cluster.SchemaTooNew(s.Value, r.d.Schemas.NewestSchema())
+	}
 	if err := r.ownFence(self.Fence); err != nil {
 		return err
 	}
@@ -180,7 +187,7 @@ func (r *registrar) record() cluster.NodeRecord {
 	}
 	return cluster.NodeRecord{
 		Version: 1, ID: r.c.NodeUUID, Incarnation: r.c.Incarnation, Priority: r.c.Priority,
-		Watchdog: r.said(), API: r.c.API, Peer: r.c.Peer, Addresses: addresses, MACs: r.c.MACs, Fencing: r.c.Fencing,
+		LatestSchema: newestSchema(r.d.Schemas), Watchdog: r.said(), Settling: r.settles != nil && r.settles(), API: r.c.API, Peer: r.c.Peer, Addresses: addresses, MACs: r.c.MACs, Fencing: r.c.Fencing,
 	}
 }
 
@@ -211,6 +218,18 @@ func (r *registrar) renew(ctx context.Context, snap *cluster.Snapshot, record cl
 	r.d.Log.Info("published what can be counted on of this machine's watchdog", zap.Any("watchdog", is))
 }
 
+// settle has this node's record say that its copies are ending, where it does not yet.
+// It goes with a keepalive, at once; one whose reply is lost is sent again while the
+// record does not show it. It rests on the version that was seen: what a rival of this
+// name has written is not written over.
+func (r *registrar) settle(snap *cluster.Snapshot, record cluster.Versioned[cluster.NodeRecord], keep *Keepalive) {
+	if r.settles == nil || !r.settles() || record.Value.Settling || record.Err != nil || record.Value.Incarnation != r.c.Incarnation || !r.registered(snap) {
+		return
+	}
+	keep.Ride(cluster.Set(cluster.Key{Kind: cluster.KeyNodeRecord, Node: r.c.Node}, record.Version, r.record()))
+	keep.Publish()
+}
+
 // records are the operations that tell who this node is.
 func (r *registrar) records(fresh *cluster.Snapshot, self cluster.NodeView) []cluster.Op {
 	n := r.c.Node
@@ -226,6 +245,9 @@ func (r *registrar) records(fresh *cluster.Snapshot, self cluster.NodeView) []cl
 	}
 	if fresh.Members.Mzxid != 0 { // of a registration and a removal only one wins
 		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyMembers}, fresh.Members.Version))
+	}
+	if fresh.Schema.Present { // nor does a program come in behind a migration that it does not know
+		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeySchema}, fresh.Schema.Version))
 	}
 	if self.Fence.Present {
 		ops = append(ops, cluster.Check(cluster.Key{Kind: cluster.KeyFence, Node: n}, self.Fence.Version))
@@ -338,6 +360,7 @@ func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, po
 		case <-ctx.Done():
 			return
 		case <-look.C:
+		case <-r.poked:
 		}
 		look.Reset(keep.grid.next(r.d.Clock.Now(), every))
 		snap := latest()
@@ -351,6 +374,7 @@ func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, po
 		}
 		r.mend(ctx, snap, self)
 		r.renew(ctx, snap, self.Record)
+		r.settle(snap, self.Record, keep)
 		if r.registered(snap) || r.d.Clock.Now().Before(until) {
 			continue
 		}
@@ -361,6 +385,13 @@ func (r *registrar) run(ctx context.Context, latest func() *cluster.Snapshot, po
 			pause = r.backOff(pause)
 			until = r.d.Clock.Now().Add(pause)
 			r.d.Log.Error("another daemon uses this node's name", zap.Duration("next_try_in", pause), zap.Error(err))
+		case errors.Is(err, cluster.ErrSchemaNewer):
+			pause = r.backOff(pause)
+			until = r.d.Clock.Now().Add(pause)
+			r.d.Log.Error("this program is too old for the tree as it is now", zap.Error(err))
+			if r.removed != nil {
+				r.removed(err)
+			}
 		case errors.Is(err, cluster.ErrRemoved):
 			pause = r.backOff(pause)
 			until = r.d.Clock.Now().Add(pause)

@@ -25,10 +25,12 @@ type SystemdNotifier struct {
 
 	kick chan struct{}
 
-	mu      sync.Mutex
-	ready   bool
-	pending []string // lines not yet sent; of STATUS only the latest
-	turned  cluster.Instant
+	mu    sync.Mutex
+	ready bool
+	// stopping: the last word of the daemon's state is said.
+	stopping bool
+	pending  []string // lines not yet sent; of STATUS only the latest
+	turned   cluster.Instant
 }
 
 // NewSystemdNotifier makes a notifier. Turns of the keepalive loop older than
@@ -54,7 +56,37 @@ func (n *SystemdNotifier) Ready() {
 }
 
 // Stopping tells that the daemon is going down.
-func (n *SystemdNotifier) Stopping() { n.say(daemon.SdNotifyStopping) }
+func (n *SystemdNotifier) Stopping() {
+	n.mu.Lock()
+	n.stopping = true
+	n.mu.Unlock()
+	n.say(daemon.SdNotifyStopping)
+}
+
+// Reloading tells that the settings are being read again, since which instant of
+// CLOCK_MONOTONIC; Reloaded ends it. Before the daemon has started, and while it
+// goes down, nothing is told: systemd would take the end of it for the start's.
+func (n *SystemdNotifier) Reloading() {
+	if n.serving() {
+		n.say(daemon.SdNotifyReloading + "\n" + strings.TrimSpace(daemon.SdNotifyMonotonicUsec()))
+	}
+}
+
+// Reloaded tells that the settings have been read, and in a line what is to be
+// known of it; empty: nothing is.
+func (n *SystemdNotifier) Reloaded(status string) {
+	n.Status(status)
+	if n.serving() {
+		n.say(daemon.SdNotifyReady)
+	}
+}
+
+// serving reports whether the daemon has started and does not stop.
+func (n *SystemdNotifier) serving() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ready && !n.stopping
+}
 
 // Status shows one line of text in `systemctl status`.
 func (n *SystemdNotifier) Status(text string) {
@@ -134,7 +166,22 @@ func (n *SystemdNotifier) flush() {
 	if len(lines) == 0 {
 		return
 	}
-	if err := n.send(strings.Join(lines, "\n")); err != nil {
-		n.log.Debug("systemd was not told", zap.Error(err))
+	for _, message := range messages(lines) {
+		if err := n.send(message); err != nil {
+			n.log.Debug("systemd was not told", zap.Error(err))
+		}
 	}
+}
+
+// messages puts lines into as few messages as may be. The beginning of a reload
+// and its end are two: of one message systemd would heed the last only.
+func messages(lines []string) (all []string) {
+	begin := 0
+	for i, line := range lines {
+		if i > begin && strings.HasPrefix(lines[begin], daemon.SdNotifyReloading) || i > begin && strings.HasPrefix(line, daemon.SdNotifyReloading) {
+			all = append(all, strings.Join(lines[begin:i], "\n"))
+			begin = i
+		}
+	}
+	return append(all, strings.Join(lines[begin:], "\n"))
 }

@@ -101,3 +101,57 @@ func TestSystemdIsToldOverItsSocket(t *testing.T) {
 		t.Fatalf("told %q, %v", got, err)
 	}
 }
+
+// systemd hears of a reload's beginning and of its end, in this order and apart,
+// but only of a daemon that has started and does not stop.
+func TestSystemdHearsOfAReload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := NewSystemdNotifier(bubbleClock{}, zap.NewNop(), time.Second)
+		var told []string
+		var busy chan struct{} // nil: systemd takes what it is told at once
+		n.send = func(message string) error {
+			if busy != nil {
+				<-busy
+			}
+			told = append(told, message)
+			return nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); n.Run(ctx) }()
+		heard := func() string {
+			synctest.Wait()
+			all := strings.Join(told, " / ")
+			told = nil
+			return strings.ReplaceAll(all, "\n", " ")
+		}
+		n.Reloading()
+		n.Reloaded("too early")
+		if got := heard(); got != "STATUS=too early" {
+			t.Errorf("before the start: %q", got)
+		}
+		n.Ready()
+		heard()
+		busy = make(chan struct{})
+		n.Status("busy")
+		synctest.Wait()
+		for range 2 { // twice before systemd hears of one
+			n.Reloading()
+			n.Reloaded("restart needed: timing.profile")
+		}
+		close(busy)
+		got := strings.TrimPrefix(heard(), "STATUS=busy / ")
+		begin, rest, _ := strings.Cut(got, " / ")
+		if !strings.HasPrefix(begin, "RELOADING=1 MONOTONIC_USEC=") || strings.Contains(begin, "READY") || !strings.HasSuffix(rest, "READY=1") || !strings.Contains(rest, "STATUS=restart needed: timing.profile") || strings.Contains(rest, "RELOADING") {
+			t.Errorf("%q", got)
+		}
+		n.Stopping()
+		n.Reloading()
+		n.Reloaded("")
+		if got := heard(); strings.Contains(got, "READY") || strings.Contains(got, "RELOADING") {
+			t.Errorf("while it stops: %q", got)
+		}
+		cancel()
+		<-done
+	})
+}

@@ -41,11 +41,11 @@ type memory struct {
 // to another node.
 func OpenStateFolder(dir string, n cluster.NodeID) (*StateFolder, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make state folder: %w", err)
+		return nil, stateTrouble("make", dir, err)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open state folder: %w", err)
+		return nil, stateTrouble("open", dir, err)
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = lock.Close()
@@ -66,13 +66,14 @@ func (f *StateFolder) read(n cluster.NodeID) error {
 		return f.write()
 	}
 	if err != nil {
-		return fmt.Errorf("read state folder: %w", err)
+		return stateTrouble("read", f.dir, err)
 	}
 	if err := json.Unmarshal(raw, &f.memory); err != nil {
 		return fmt.Errorf("read %s: %w; move the file away to make this node a new one", filepath.Join(f.dir, "node.json"), err)
 	}
 	if f.memory.Node != n {
-		return fmt.Errorf("%w: %s remembers node %q, the configuration says %q", cluster.ErrForeignTree, f.dir, f.memory.Node, n)
+		return fmt.Errorf("%w: %s remembers node %q, the configuration says %q; if this machine is to be node %q from now on, remove node %q from the cluster, stop pvcnoded and pvc-guard here, and move the folder away",
+			cluster.ErrForeignTree, f.dir, f.memory.Node, n, n, f.memory.Node)
 	}
 	return nil
 }
@@ -135,7 +136,7 @@ func (f *StateFolder) write() error {
 	}
 	tmp, err := os.CreateTemp(f.dir, "node.json.*")
 	if err != nil {
-		return fmt.Errorf("write state folder: %w", err)
+		return stateTrouble("write", f.dir, err)
 	}
 	defer func() { _ = os.Remove(tmp.Name()) }() // gone already after the rename
 	if _, err = tmp.Write(append(raw, '\n')); err == nil {
@@ -148,7 +149,7 @@ func (f *StateFolder) write() error {
 		err = os.Rename(tmp.Name(), filepath.Join(f.dir, "node.json"))
 	}
 	if err != nil {
-		return fmt.Errorf("write state folder: %w", err)
+		return stateTrouble("write", f.dir, err)
 	}
 	dir, err := os.Open(f.dir)
 	if err != nil {

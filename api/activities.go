@@ -42,7 +42,7 @@ func activityRoutes() []route {
 		{method: get, path: "/activities", summary: "What runs or waits under leases, and what happened to activities", handle: (*Server).getActivities, reply: ActivitiesView{}, params: activitiesParams},
 		{method: get, path: "/activities/{activity}", summary: "The same of one activity", handle: (*Server).getActivity, reply: ActivitiesView{}, params: activitiesParams},
 		{method: post, path: "/activities/{activity}/stop", summary: "Order an activity to be ended; its node does it within its ladder and says what had to be killed", need: RoleOperate,
-			handle: (*Server).postActivityStop, reply: ActivityAnswer{}, params: []param{{name: "reason", kind: argText, about: "why, for the history"}}},
+			handle: (*Server).postActivityStop, reply: ActivityAnswer{}, also: ordered202(ActivityAnswer{}), params: []param{{name: "reason", kind: argText, about: "why, for the history"}}},
 	}
 }
 
@@ -239,6 +239,8 @@ func (s *Server) stopSettled(r *request, o cluster.ActivityStop, v cluster.Versi
 	case stands != nil:
 		text := fmt.Sprintf("The order to end activity %q, by %s since %s, stands already; its node carries it out.", r.activity(), stands.By, time.UnixMilli(stands.UnixMS).Format(faultTime))
 		return answer{status: http.StatusOK, body: ActivityAnswer{Message: text, Already: true, Order: stands}}, true, nil
+	case v.Value.Hard && v.Value.State == cluster.ActivityRunning:
+		return answer{}, true, refuse(http.StatusConflict, fmt.Sprintf("Activity %q (%s) is a hard failover and is not ended by hand (%s): half of one is worse than either end. It goes on; nothing was ordered.", r.activity(), v.Value.Name, cluster.RefuseUninterrupted))
 	}
 	return answer{}, false, nil
 }

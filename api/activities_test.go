@@ -27,6 +27,7 @@ func (f *fakeStore) ReadActivities(context.Context) ([]cluster.Versioned[cluster
 func (f *fakeStore) ReadActivity(_ context.Context, id cluster.ActivityID) (cluster.Versioned[cluster.ActivityRecord], error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.texts = append(f.texts, cluster.Key{Kind: cluster.KeyActivity, Name: string(id)})
 	return f.activities[id], f.activityError
 }
 
@@ -119,6 +120,8 @@ func TestAnActivitysEndIsOrdered(t *testing.T) {
 			w.runs("drain-a")
 			w.store.activities["drain-a"] = cluster.Versioned[cluster.ActivityRecord]{Present: true, Err: errors.New("rubbish")}
 		}, 400, "cannot be read (rubbish); nothing was ordered", false},
+		{"a hard failover", "reason=it+hangs", func(w *world) { w.runs("drain-a", func(r *cluster.ActivityRecord) { r.Hard = true }) }, 409,
+			"not_interruptible): half of one is worse than either end. It goes on; nothing was ordered", false},
 		{"two lines", "reason=a%0Ab", func(w *world) { w.runs("drain-a") }, 400, "one line of plain text", false},
 		{"too much", "reason=" + strings.Repeat("x", longestReason+1), func(w *world) { w.runs("drain-a") }, 400, "at most 500 bytes", false},
 		{"over just before it is written", "", func(w *world) {

@@ -2,10 +2,14 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"pvc.internal/cluster"
@@ -50,6 +54,8 @@ type failure struct {
 	status int
 	body   any
 	text   string
+	// retryAfter is after how many seconds it may be tried again; 0: not told.
+	retryAfter int
 }
 
 // Error returns the text for people.
@@ -113,6 +119,56 @@ func (s *Server) awayFailure(why string, last any) *failure {
 		body: Away{Message: text, Stale: true, AwaySeconds: away.Seconds(), Last: last}}
 }
 
+// write answers with the failure.
+func (f *failure) write(w http.ResponseWriter) {
+	if f.retryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(f.retryAfter))
+	}
+	writeJSON(w, f.status, f.body)
+}
+
+// encoded is a body that was encoded once for many requests, with its line end.
+// It is never changed.
+type encoded struct {
+	raw  []byte
+	etag string // names the text, quoted as in the header
+}
+
+// encode makes a body that many requests share.
+func encode(body any) (*encoded, error) {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	return encodedFrom(append(raw, '\n')), nil
+}
+
+func encodedFrom(raw []byte) *encoded {
+	sum := sha256.Sum256(raw)
+	return &encoded{raw, `"` + hex.EncodeToString(sum[:12]) + `"`}
+}
+
+// MarshalJSON implements json.Marshaler.
+func (e *encoded) MarshalJSON() ([]byte, error) { return e.raw, nil }
+
+// writeAnswer answers a request. Of a body that many share only its name is
+// answered to a client that has it already (If-None-Match).
+func writeAnswer(w http.ResponseWriter, r *http.Request, a answer) {
+	e, shared := a.body.(*encoded)
+	if !shared {
+		writeJSON(w, a.status, a.body)
+		return
+	}
+	header := w.Header()
+	header.Set("ETag", e.etag)
+	header.Set("Cache-Control", "no-cache") // keep it, but ask each time
+	if has := r.Header.Get("If-None-Match"); has != "" && strings.Contains(has, e.etag) {
+		w.WriteHeader(http.StatusNotModified)
+		return
+	}
+	writeText(w, a.status, e.raw)
+}
+
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	if body == nil {
 		w.WriteHeader(status)
@@ -122,9 +178,15 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	if err != nil { // a type of ours that cannot be encoded: a bug, told rather than hidden
 		status, raw = http.StatusInternalServerError, []byte(`{"message": "the answer cannot be encoded as JSON"}`)
 	}
-	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
+	writeText(w, status, append(raw, '\n'))
+}
+
+func writeText(w http.ResponseWriter, status int, raw []byte) {
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Content-Length", strconv.Itoa(len(raw)))
+	header.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(raw, '\n'))
+	_, _ = w.Write(raw)
 }

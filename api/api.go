@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -30,8 +31,8 @@ const (
 	shutdownGrace  = 5 * time.Second
 	maxHeaderBytes = 16 << 10
 	maxBodyBytes   = 64 << 10
-	maxConnections = 512
-	maxWatchers    = 128
+	maxConnections = 2048 // of each address
+	maxWatchers    = 1024
 	longestWait    = 120 * time.Second // of any wait= and of a long poll
 )
 
@@ -40,26 +41,37 @@ type Server struct {
 	cfg        Config
 	deps       Deps
 	log        *zap.Logger
-	keys       *keyring
+	auditLog   *zap.Logger
+	access     atomic.Pointer[access] // replaced as a whole by Reload
+	reloading  sync.Mutex             // one Reload at a time
 	view       *view
+	figures    figureCache
+	renderings renderings
+	broadcast  broadcast
 	routes     []route
 	handler    http.Handler
+	document   func() (*encoded, error) // made when it is first asked for
 	metrics    *metrics
 	failedAuth failureCount
+	strangers  auditBudget
 	watchers   chan struct{} // one token a watcher
+	sendWithin time.Duration // of one event; a client that does not read is dropped
 	ready      chan struct{} // closed once every address listens
 	addrs      []net.Addr    // written before ready is closed
 	stopping   chan struct{} // closed when the shutdown begins: watchers end
 }
 
-// New makes a server. It reads the keys file and refuses a configuration that
-// would let strangers in, but opens no socket yet. A nil reg is one of its own.
+// New makes a server. It reads the keys and certificates and refuses a
+// configuration that would let strangers in, but opens no socket yet. What it
+// logs is named "api", and the record of changes "audit". A nil reg is one of
+// its own.
 func New(c Config, d Deps, log *zap.Logger, reg *Registry) (*Server, error) {
 	c = c.withDefaults()
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	keys, err := loadKeys(c.KeysFile)
+	log, auditLog := log.Named("api"), auditLogger(log)
+	first, err := newAccess(c, log)
 	if err != nil {
 		return nil, err
 	}
@@ -67,15 +79,18 @@ func New(c Config, d Deps, log *zap.Logger, reg *Registry) (*Server, error) {
 		reg = NewRegistry()
 	}
 	s := &Server{
-		cfg: c, deps: d, log: log, keys: keys,
+		cfg: c, deps: d, log: log, auditLog: auditLog,
 		view:     newView(d.Clock, c.Timing, instanceToken()),
-		watchers: make(chan struct{}, maxWatchers),
+		watchers: make(chan struct{}, maxWatchers), sendWithin: sendTimeout,
 		ready:    make(chan struct{}),
 		stopping: make(chan struct{}),
 	}
+	s.access.Store(first)
 	s.routes = routeTable()
 	s.metrics = newMetrics(reg, s.view)
+	reg.MustRegister(&clusterFigures{s: s})
 	s.handler = s.buildHandler(reg)
+	s.document = sync.OnceValues(s.makeDocument)
 	return s, nil
 }
 
@@ -144,6 +159,7 @@ func (s *Server) Run(ctx context.Context) error {
 		_ = server.Close()
 	}
 	owned.Wait()
+	s.renderings.close()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
 	}
@@ -152,7 +168,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 func (s *Server) httpServer() *http.Server {
 	return &http.Server{
-		Handler: s.handler, TLSConfig: s.cfg.tlsConfig,
+		Handler: s.handler, TLSConfig: s.handshakeConfig(),
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: readTimeout,
 		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeaderBytes,
@@ -161,7 +177,7 @@ func (s *Server) httpServer() *http.Server {
 }
 
 func (s *Server) serve(server *http.Server, l net.Listener) error {
-	if s.cfg.tlsConfig != nil {
+	if s.access.Load().tls != nil { // net/http makes a TLSConfig of its own
 		return server.ServeTLS(l, "", "")
 	}
 	return server.Serve(l)
@@ -170,14 +186,14 @@ func (s *Server) serve(server *http.Server, l net.Listener) error {
 func (s *Server) listenAll(ctx context.Context) ([]net.Listener, error) {
 	var all []net.Listener
 	for _, address := range s.cfg.Listen {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		l, err := (&net.ListenConfig{Control: listenControl}).Listen(ctx, "tcp", address)
 		if err != nil {
 			for _, open := range all {
 				_ = open.Close()
 			}
-			return nil, fmt.Errorf("listen on %s: %w (is another pvcapid running, or is the address not on this host?)", address, err)
+			return nil, fmt.Errorf("listen on %s: %w (is another pvcapid running, or is that no address?)", address, err)
 		}
-		s.log.Info("listening", zap.String("address", l.Addr().String()), zap.Bool("tls", s.cfg.tlsConfig != nil))
+		s.log.Info("listening", zap.String("address", l.Addr().String()), zap.Bool("tls", s.access.Load().tls != nil))
 		s.addrs = append(s.addrs, l.Addr())
 		all = append(all, netutil.LimitListener(l, maxConnections))
 	}

@@ -7,12 +7,14 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"sort"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // argKind is how an argument's text is checked.
@@ -64,7 +66,7 @@ func (a args) wait(otherwise time.Duration) time.Duration {
 // parseArgs gathers the arguments and checks them all, so that one answer names
 // everything that is wrong.
 func parseArgs(rt route, r *http.Request) (args, *failure) {
-	given, fail := gatherArgs(r)
+	given, fail := gatherArgs(rt, r)
 	if fail != nil {
 		return nil, fail
 	}
@@ -73,6 +75,10 @@ func parseArgs(rt route, r *http.Request) (args, *failure) {
 	for _, p := range rt.params {
 		value, present := given[p.name]
 		delete(given, p.name)
+		if !utf8.ValidString(value) {
+			wrong[p.name] = "Must be text in UTF-8."
+			continue
+		}
 		if !present || value == "" {
 			if p.required {
 				wrong[p.name] = p.complaint()
@@ -87,7 +93,7 @@ func parseArgs(rt route, r *http.Request) (args, *failure) {
 	}
 	if !rt.lenient {
 		for name := range given {
-			wrong[name] = fmt.Sprintf("There is no such argument here; known: %s.", rt.paramNames())
+			wrong[cut(name)] = fmt.Sprintf("There is no such argument here; known: %s.", rt.paramNames())
 		}
 	}
 	switch {
@@ -178,12 +184,17 @@ func parseDuration(s string) (time.Duration, error) {
 	return time.ParseDuration(s)
 }
 
-// gatherArgs merges query, form and JSON body into one table of texts.
-func gatherArgs(r *http.Request) (map[string]string, *failure) {
+// gatherArgs merges query, form and JSON body into one table of texts; the body
+// wins over the query. An argument that stands twice in one place with two
+// values is refused: which was meant cannot be told.
+func gatherArgs(rt route, r *http.Request) (map[string]string, *failure) {
 	given := map[string]string{}
-	query := r.URL.Query()
-	for name := range query {
-		given[name] = query.Get(name)
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, refuse(http.StatusBadRequest, fmt.Sprintf("The query cannot be read: %.200v.", err))
+	}
+	if fail := rt.merge(given, query); fail != nil {
+		return nil, fail
 	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead || r.Body == nil || r.Body == http.NoBody {
 		return given, nil
@@ -193,34 +204,65 @@ func gatherArgs(r *http.Request) (map[string]string, *failure) {
 	case "application/json":
 		return given, gatherJSON(r.Body, given)
 	case "multipart/form-data":
-		if err := r.ParseMultipartForm(maxBodyBytes); err != nil {
-			return nil, bodyFailure(err)
-		}
+		err = r.ParseMultipartForm(maxBodyBytes)
 	default:
-		if err := r.ParseForm(); err != nil {
-			return nil, bodyFailure(err)
-		}
+		err = r.ParseForm()
 	}
-	for name := range r.PostForm {
-		given[name] = r.PostForm.Get(name)
+	if err != nil {
+		return nil, bodyFailure(err)
 	}
-	return given, nil
+	return given, rt.merge(given, r.PostForm)
 }
 
+// merge adds the values, of which each argument of the route may have one.
+func (rt route) merge(given map[string]string, values url.Values) *failure {
+	for name, each := range values {
+		known := slices.ContainsFunc(rt.params, func(p param) bool { return p.name == name })
+		if len(slices.Compact(slices.Clone(each))) > 1 && (known || !rt.lenient) {
+			return rt.twice(name)
+		}
+		given[name] = each[0]
+	}
+	return nil
+}
+
+func (rt route) twice(name string) *failure {
+	wrong := map[string]string{cut(name): "Is given more than once, with different values."}
+	if rt.settings {
+		return settingsFailure(wrong)
+	}
+	return badArguments(wrong)
+}
+
+// gatherJSON reads one object of plain values.
 func gatherJSON(body io.Reader, given map[string]string) *failure {
-	var object map[string]any
 	d := json.NewDecoder(body)
 	d.UseNumber()
-	switch err := d.Decode(&object); {
+	switch start, err := d.Token(); {
 	case errors.Is(err, io.EOF):
 		return nil // an empty body asks for nothing
 	case err != nil:
 		return bodyFailure(err)
+	case start == nil:
+		return nil // null does, too
+	case start != json.Delim('{'):
+		return bodyFailure(errors.New("it is no object"))
 	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return bodyFailure(errors.New("there is something after the object"))
-	}
-	for name, value := range object {
+	seen := map[string]bool{}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return bodyFailure(err)
+		}
+		name, _ := key.(string)
+		var value any
+		if err := d.Decode(&value); err != nil {
+			return bodyFailure(err)
+		}
+		if seen[name] {
+			return badArgument(cut(name), "Is given more than once.")
+		}
+		seen[name] = true
 		switch v := value.(type) {
 		case string:
 			given[name] = v
@@ -228,8 +270,14 @@ func gatherJSON(body io.Reader, given map[string]string) *failure {
 			given[name] = fmt.Sprint(v)
 		case nil:
 		default:
-			return badArgument(name, "Must be a text, a number or a truth value.")
+			return badArgument(cut(name), "Must be a text, a number or a truth value.")
 		}
+	}
+	if _, err := d.Token(); err != nil {
+		return bodyFailure(err)
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return bodyFailure(errors.New("there is something after the object"))
 	}
 	return nil
 }

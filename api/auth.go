@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -74,6 +75,11 @@ func loadKeys(path string) (*keyring, error) {
 		if err != nil {
 			return nil, fmt.Errorf("api.keys_file %s line %d: %w", path, n, err)
 		}
+		for _, other := range ring.keys {
+			if other.hash == k.hash {
+				return nil, fmt.Errorf("api.keys_file %s line %d: %q and %q have the same key: make one for each", path, n, other.name, k.name)
+			}
+		}
 		ring.keys = append(ring.keys, k)
 	}
 	if err := lines.Err(); err != nil {
@@ -120,39 +126,42 @@ func (r *keyring) find(presented string) (caller, bool) {
 
 // authenticate says who sends the request, or what to answer instead. It runs
 // before any argument is parsed.
-func (s *Server) authenticate(rt route, r *http.Request) (caller, *failure) {
-	if !s.cfg.guarded() {
-		if s.cfg.Auth != AuthNone && !localName(r.Host) {
+func (s *Server) authenticate(acc *access, rt route, r *http.Request) (caller, *failure) {
+	if !acc.guarded {
+		if acc.auth != AuthNone && !localName(r.Host) {
 			return caller{}, refuse(http.StatusForbidden, fmt.Sprintf("This server answers without keys, so only to local names, not to %q.", r.Host))
 		}
 		return caller{"anyone", RoleAdmin}, nil
 	}
-	if rt.open && !s.cfg.ProtectAll {
+	if rt.open && !acc.protectAll {
 		return caller{"anyone", RoleRead}, nil
 	}
-	who, fail := s.identify(r)
+	who, fail := s.identify(acc, r)
 	if fail != nil {
 		return caller{}, fail
 	}
 	if who.role < rt.need {
-		return caller{}, refuse(http.StatusForbidden, fmt.Sprintf("This needs the role %q; %q has the role %q.", rt.need, who.name, who.role))
+		return who, refuse(http.StatusForbidden, fmt.Sprintf("This needs the role %q; %q has the role %q.", rt.need, who.name, who.role))
 	}
 	return who, nil
 }
 
-func (s *Server) identify(r *http.Request) (caller, *failure) {
+func (s *Server) identify(acc *access, r *http.Request) (caller, *failure) {
 	from := remoteHost(r)
 	presented := r.Header.Get("X-Api-Key")
 	if presented == "" {
-		if who, ok := certificateCaller(r); ok {
+		if who, ok := acc.certificateCaller(r); ok {
 			return who, nil
 		}
 		return caller{}, refuse(http.StatusUnauthorized, "X-Api-Key Authentication required.")
 	}
 	if wait := s.failedAuth.blocked(from, time.Now()); wait > 0 {
-		return caller{}, refuse(http.StatusTooManyRequests, fmt.Sprintf("Too many failed keys from %s; try again in %d s.", from, int(wait.Seconds())+1))
+		seconds := int(wait.Seconds()) + 1
+		f := refuse(http.StatusTooManyRequests, fmt.Sprintf("Too many failed keys from %s; try again in %d s.", from, seconds))
+		f.retryAfter = seconds
+		return caller{}, f
 	}
-	who, ok := s.keys.find(presented)
+	who, ok := acc.keys.find(presented)
 	if !ok {
 		s.failedAuth.note(from, time.Now())
 		s.metrics.authFailures.Inc()
@@ -161,13 +170,26 @@ func (s *Server) identify(r *http.Request) (caller, *failure) {
 	return who, nil
 }
 
+// still reports whether the sender of a request that goes on for long may still
+// ask for it: a key may have been revoked since.
+func (s *Server) still(r *request) *failure {
+	acc := s.access.Load()
+	who, fail := s.authenticate(acc, r.route, r.http)
+	if fail == nil {
+		r.access, r.caller = acc, who
+	} else {
+		s.audit(r.route, r.http, r.caller, nil, fail.status, "ended: "+fail.text)
+	}
+	return fail
+}
+
 // certificateCaller takes the role from the subject's organisational unit; a
 // verified certificate that names none may read.
-func certificateCaller(r *http.Request) (caller, bool) {
-	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+func (acc *access) certificateCaller(r *http.Request) (caller, bool) {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || acc.proves(r.TLS.PeerCertificates) != nil {
 		return caller{}, false
 	}
-	subject := r.TLS.VerifiedChains[0][0].Subject
+	subject := r.TLS.PeerCertificates[0].Subject
 	who := caller{name: subject.CommonName, role: RoleRead}
 	for _, unit := range subject.OrganizationalUnit {
 		if role, err := parseRole(unit); err == nil && role > who.role {
@@ -187,12 +209,20 @@ func localName(host string) bool {
 	return host == "" || host == "localhost" || net.ParseIP(host) != nil
 }
 
+// remoteHost is the sender's address; of IPv6 its /64 network, since whoever has
+// one address there has them all.
 func remoteHost(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
 	}
-	return host
+	address := from.Addr().Unmap().WithZone("")
+	if address.Is6() && !address.IsLoopback() {
+		if network, err := address.Prefix(64); err == nil {
+			return network.String()
+		}
+	}
+	return address.String()
 }
 
 // The bound on guessing: so many failures an address and window.
@@ -224,7 +254,8 @@ func (f *failureCount) blocked(from string, now time.Time) time.Duration {
 	return e.until.Sub(now)
 }
 
-func (f *failureCount) note(from string, now time.Time) {
+// note counts a failure and returns how many there were in this window.
+func (f *failureCount) note(from string, now time.Time) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.from == nil || len(f.from) >= authFailureEntries {
@@ -236,4 +267,5 @@ func (f *failureCount) note(from string, now time.Time) {
 	}
 	e.count++
 	f.from[from] = e
+	return e.count
 }

@@ -16,7 +16,9 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
+	"unicode"
 
 	"pvc.internal/cluster"
 )
@@ -31,15 +33,19 @@ const maxAnswerBytes = 16 << 20
 
 // ClientConfig says where the server is and who asks.
 type ClientConfig struct {
-	URL     string        // http://127.0.0.1:7370
+	// URL is the server's, like http://127.0.0.1:7370; several of one cluster are
+	// separated by commas or blanks, and the first that can be reached answers.
+	URL     string
 	Key     string        // X-Api-Key; empty: none
 	Timeout time.Duration // of each request; default 10 s
 	TLS     TLSFiles      // Cert and Key identify the client; ClientCA is the server's authority
 }
 
-// Client asks one server. It is safe for concurrent use.
+// Client asks one server, or the first of several that can be reached. It is
+// safe for concurrent use.
 type Client struct {
-	base    string
+	bases   []string
+	at      *atomic.Int32 // which of them answered last
 	key     string
 	timeout time.Duration
 	http    *http.Client
@@ -70,24 +76,46 @@ func (e *Error) Unwrap() error {
 
 // NewClient makes a client; it does not connect yet.
 func NewClient(c ClientConfig) (*Client, error) {
-	u, err := url.Parse(c.URL)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-		return nil, fmt.Errorf("%q is not the URL of a pvcapid: write it like http://127.0.0.1:7370", c.URL)
+	bases, err := serverURLs(c.URL)
+	if err != nil {
+		return nil, err
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 10 * time.Second
+	}
+	dialing := c.Timeout
+	if len(bases) > 1 {
+		dialing = min(dialing, skipAfter)
 	}
 	security, err := c.clientTLS()
 	if err != nil {
 		return nil, err
 	}
 	transport := &http.Transport{
-		DialContext:     (&net.Dialer{Timeout: c.Timeout}).DialContext,
-		TLSClientConfig: security, TLSHandshakeTimeout: c.Timeout,
+		DialContext:     (&net.Dialer{Timeout: dialing}).DialContext,
+		TLSClientConfig: security, TLSHandshakeTimeout: dialing,
 		MaxResponseHeaderBytes: maxHeaderBytes,
 	}
-	base := strings.TrimSuffix(strings.TrimRight(c.URL, "/"), Prefix)
-	return &Client{base: base, key: c.Key, timeout: c.Timeout, http: &http.Client{Transport: transport}}, nil
+	return &Client{bases: bases, at: &atomic.Int32{}, key: c.Key, timeout: c.Timeout, http: &http.Client{Transport: transport}}, nil
+}
+
+// skipAfter is how long a client that knows several servers tries to reach one.
+const skipAfter = 1500 * time.Millisecond
+
+// serverURLs splits and checks a list of URLs.
+func serverURLs(list string) ([]string, error) {
+	var bases []string
+	for _, text := range strings.FieldsFunc(list, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }) {
+		u, err := url.Parse(text)
+		if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || (u.Scheme != "http" && u.Scheme != "https") {
+			return nil, fmt.Errorf("%q is not the URL of a pvcapid: write it like http://127.0.0.1:7370", text)
+		}
+		bases = append(bases, strings.TrimSuffix(strings.TrimRight(text, "/"), Prefix))
+	}
+	if len(bases) == 0 {
+		return nil, fmt.Errorf("%q is not the URL of a pvcapid: write it like http://127.0.0.1:7370", list)
+	}
+	return bases, nil
 }
 
 func (c ClientConfig) clientTLS() (*tls.Config, error) {
@@ -151,7 +179,20 @@ func (c *Client) History(ctx context.Context, limit int, kind string) ([]cluster
 // SetDomainState asks to move a node's workloads away ("flush") or back
 // ("ready").
 func (c *Client) SetDomainState(ctx context.Context, name, state string) (Message, error) {
-	return fetch[Message](ctx, c, post, "/node/"+url.PathEscape(name)+"/domain-state", url.Values{"state": {state}})
+	return c.AwaitDomainState(ctx, name, state, 0)
+}
+
+// AwaitDomainState is SetDomainState that returns once the node has done it. One
+// that has not within wait is an error that wraps cluster.ErrDeadline; the wish
+// stands.
+func (c *Client) AwaitDomainState(ctx context.Context, name, state string, wait time.Duration) (Message, error) {
+	values := url.Values{"state": {state}}
+	if wait > 0 {
+		values.Set("wait", wait.String())
+	}
+	patient := *c
+	patient.timeout += wait
+	return fetch[Message](ctx, &patient, post, "/node/"+url.PathEscape(name)+"/domain-state", values)
 }
 
 // Faults returns the faults, newest first.
@@ -195,6 +236,12 @@ func (c *Client) Fences(ctx context.Context, node string, limit int) (FencesView
 // not when it is carried out.
 func (c *Client) OrderFence(ctx context.Context, node, action, reason string) (FenceAnswer, error) {
 	return fetch[FenceAnswer](ctx, c, post, fencePath(node), url.Values{"action": {action}, "reason": {reason}})
+}
+
+// FenceUnsafe orders a fence whose first try needs no majority of the node
+// leases; the reason must not be empty.
+func (c *Client) FenceUnsafe(ctx context.Context, node, reason string) (FenceAnswer, error) {
+	return fetch[FenceAnswer](ctx, c, post, fencePath(node), url.Values{"action": {cluster.OrderFence}, "reason": {reason}, "unsafe": {"true"}})
 }
 
 func fencePath(node string) string { return "/fence/" + url.PathEscape(node) }
@@ -275,39 +322,118 @@ func (c *Client) Maintenance(ctx context.Context, o MaintenanceOrder) (Maintenan
 	return fetch[MaintenanceAnswer](ctx, &patient, post, "/maintenance", values)
 }
 
+// MaintenanceNow returns whether maintenance is on, by whom, why and until when.
+func (c *Client) MaintenanceNow(ctx context.Context) (MaintenanceView, error) {
+	return fetch[MaintenanceView](ctx, c, get, "/maintenance", nil)
+}
+
 // fetch is one request with its deadline, decoded.
 func fetch[T any](ctx context.Context, c *Client, method, path string, values url.Values) (T, error) {
 	var into T
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	response, err := c.send(ctx, method, path, values, "application/json")
-	if err != nil {
+	raw, err := c.ask(ctx, method, path, values)
+	if err != nil || raw == nil {
 		return into, err
 	}
-	defer response.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes))
-	if err != nil {
-		return into, c.classify(ctx, err)
-	}
-	if response.StatusCode >= 300 {
-		return into, errorFrom(response.StatusCode, raw)
-	}
-	if response.StatusCode == http.StatusNoContent {
-		return into, nil
-	}
 	if err := json.Unmarshal(raw, &into); err != nil {
-		return into, fmt.Errorf("%s did not answer as a pvcapid does: %w", c.base, err)
+		return into, fmt.Errorf("%s did not answer as a pvcapid does: %w", c.base(), err)
 	}
 	return into, nil
 }
 
+// ask returns the answer's body, nil where it has none. A question that a server
+// cannot answer, since it hangs or has lost the store, is asked of the others, too.
+func (c *Client) ask(ctx context.Context, method, path string, values url.Values) ([]byte, error) {
+	var failed error // of the first that could not
+	for i := range c.bases {
+		at := c.at.Load()
+		others := method == get && i < len(c.bases)-1
+		raw, err := c.askOne(ctx, method, path, values, others)
+		if err == nil {
+			return raw, nil
+		}
+		if failed == nil {
+			failed = err
+		}
+		if !others || ctx.Err() != nil || !couldNot(err) {
+			return nil, failed
+		}
+		c.next(at)
+	}
+	return nil, failed
+}
+
+// couldNot reports whether the server has answered in vain, or not in time:
+// another one may know.
+func couldNot(err error) bool {
+	var answer *Error
+	return errors.Is(err, cluster.ErrDeadline) || errors.As(err, &answer) && answer.Status == http.StatusServiceUnavailable
+}
+
+// askOne is one request, of which little patience is had where others can be asked.
+func (c *Client) askOne(ctx context.Context, method, path string, values url.Values, others bool) ([]byte, error) {
+	patient := *c
+	if others {
+		patient.timeout = min(c.timeout, 2*skipAfter)
+	}
+	ctx, cancel := context.WithTimeout(ctx, patient.timeout)
+	defer cancel()
+	response, err := patient.send(ctx, method, path, values, "application/json")
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes))
+	switch {
+	case err != nil:
+		return nil, patient.classify(ctx, err)
+	case response.StatusCode >= 300:
+		return nil, errorFrom(response.StatusCode, raw)
+	case response.StatusCode == http.StatusNoContent:
+		return nil, nil
+	}
+	return raw, nil
+}
+
+// base is the server that answered last, or is asked first.
+func (c *Client) base() string { return c.bases[c.at.Load()] }
+
+// next has the server after that one asked first, unless somebody else has
+// chosen one meanwhile.
+func (c *Client) next(at int32) { c.at.CompareAndSwap(at, (at+1)%int32(len(c.bases))) }
+
+// send sends a request to the first server that can be reached. One that was
+// reached is not left for another: it may have carried the request out (I8).
 func (c *Client) send(ctx context.Context, method, path string, values url.Values, accept string) (*http.Response, error) {
+	var err error
+	for range c.bases {
+		at := c.at.Load()
+		var response *http.Response
+		if response, err = c.sendTo(ctx, c.bases[at], method, path, values, accept); err == nil {
+			return response, nil
+		}
+		if !neverSent(err) || ctx.Err() != nil {
+			break
+		}
+		c.next(at)
+	}
+	return nil, c.classify(ctx, err)
+}
+
+// neverSent reports whether there was no connection to send anything over.
+func neverSent(err error) bool {
+	var dialing *net.OpError
+	return errors.As(err, &dialing) && dialing.Op == "dial"
+}
+
+func (c *Client) sendTo(ctx context.Context, base, method, path string, values url.Values, accept string) (*http.Response, error) {
 	for name, value := range values {
 		if len(value) == 1 && value[0] == "" {
 			values.Del(name)
 		}
 	}
-	target, body := c.base+Prefix+path, io.Reader(nil)
+	target, body := base+Prefix+path, io.Reader(nil)
 	if method == get && len(values) > 0 {
 		target += "?" + values.Encode()
 	} else if len(values) > 0 {
@@ -324,18 +450,14 @@ func (c *Client) send(ctx context.Context, method, path string, values url.Value
 	if c.key != "" {
 		request.Header.Set("X-Api-Key", c.key)
 	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return nil, c.classify(ctx, err)
-	}
-	return response, nil
+	return c.http.Do(request)
 }
 
 // classify tells "no answer in time" from "nobody there".
 func (c *Client) classify(ctx context.Context, err error) error {
 	var slow net.Error
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.As(err, &slow) && slow.Timeout() {
-		return fmt.Errorf("%s did not answer within %s: %w", c.base, c.timeout, cluster.ErrDeadline)
+		return fmt.Errorf("%s did not answer within %s: %w", c.servers(), c.timeout, cluster.ErrDeadline)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -344,7 +466,15 @@ func (c *Client) classify(ctx context.Context, err error) error {
 	if errors.As(err, &urlError) {
 		err = urlError.Err
 	}
-	return fmt.Errorf("%s is %w: %w; is pvcapid running there? (--api or PVC_API names another)", c.base, ErrUnreachable, err)
+	return fmt.Errorf("%s is %w: %w; is pvcapid running there? (--api, PVC_API or `pvc connection` name another)", c.servers(), ErrUnreachable, err)
+}
+
+// servers names whom it asks, for people.
+func (c *Client) servers() string {
+	if len(c.bases) == 1 {
+		return c.bases[0]
+	}
+	return "each of " + strings.Join(c.bases, ", ")
 }
 
 func errorFrom(status int, raw []byte) error {
@@ -428,14 +558,22 @@ func (c *Client) Watch(ctx context.Context, see func(WatchEvent) bool) error {
 }
 
 func (c *Client) watchOnce(ctx context.Context, since *string, see func(WatchEvent) bool) error {
-	ctx, cancel := context.WithCancel(ctx)
+	outer := ctx
+	ctx, cancel := context.WithCancel(outer)
 	defer cancel()
 	silence := time.AfterFunc(watchSilence, cancel)
 	defer silence.Stop()
+	at := c.at.Load()
 	response, err := c.send(ctx, get, "/watch", url.Values{"since": {*since}}, "text/event-stream")
 	if err != nil {
+		if ctx.Err() != nil && outer.Err() == nil { // the silence has ended it
+			c.next(at)
+			return fmt.Errorf("%s did not answer within %v: %w", c.bases[at], watchSilence, cluster.ErrDeadline)
+		}
 		return err
 	}
+	at = c.at.Load()
+	defer c.next(at) // a watch that ends goes on at the next server
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
 		raw, _ := io.ReadAll(io.LimitReader(response.Body, maxAnswerBytes))
@@ -457,9 +595,9 @@ func (c *Client) watchOnce(ctx context.Context, since *string, see func(WatchEve
 		}
 	}
 	if err := lines.Err(); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("%s: %w: %w", c.base, ErrUnreachable, err)
+		return fmt.Errorf("%s: %w: %w", c.bases[at], ErrUnreachable, err)
 	}
-	return fmt.Errorf("%s ended the watch: %w", c.base, ErrUnreachable)
+	return fmt.Errorf("%s ended the watch: %w", c.bases[at], ErrUnreachable)
 }
 
 func deliver(event, data string, since *string, see func(WatchEvent) bool) error {

@@ -1,12 +1,9 @@
 package api
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
 	"pvc.internal/cluster"
@@ -36,8 +33,6 @@ type Config struct {
 	Profile        string         // name of the timing profile, for display
 	Timing         cluster.Timing
 	RequestTimeout time.Duration // of one request's work on the store; default 5 s
-
-	tlsConfig *tls.Config // made by Validate
 }
 
 func (c Config) withDefaults() Config {
@@ -52,7 +47,7 @@ func (c Config) withDefaults() Config {
 
 // Validate refuses what cannot work, and what would let strangers in: without
 // keys or client certificates only loopback addresses may be listened on,
-// unless Auth is AuthNone. It loads the TLS files.
+// unless Auth is AuthNone. It reads no file.
 func (c *Config) Validate() error {
 	if c.Auth != "" && c.Auth != AuthNone {
 		return fmt.Errorf("api.auth is %q: write \"none\" to allow everybody everything, or leave it out", c.Auth)
@@ -60,7 +55,7 @@ func (c *Config) Validate() error {
 	if c.RequestTimeout < 0 || c.RequestTimeout >= writeTimeout {
 		return fmt.Errorf("api request timeout is %s: it must be above 0 and below %s", c.RequestTimeout, writeTimeout)
 	}
-	if err := c.loadTLS(); err != nil {
+	if err := c.checkTLS(); err != nil {
 		return err
 	}
 	for _, address := range c.Listen {
@@ -96,31 +91,14 @@ func isLoopback(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-func (c *Config) loadTLS() error {
-	if c.TLS.Cert == "" && c.TLS.Key == "" {
-		if c.TLS.ClientCA != "" {
-			return errors.New("api.tls.client_ca needs api.tls.cert and api.tls.key: client certificates travel only inside TLS")
-		}
-		return nil
+// checkTLS refuses TLS settings that make no sense together; the files are read
+// by newAccess.
+func (c *Config) checkTLS() error {
+	switch {
+	case c.TLS.Cert == "" && c.TLS.Key == "" && c.TLS.ClientCA != "":
+		return errors.New("api.tls.client_ca needs api.tls.cert and api.tls.key: client certificates travel only inside TLS")
+	case (c.TLS.Cert == "") != (c.TLS.Key == ""):
+		return fmt.Errorf("api.tls.cert is %q and api.tls.key is %q: they belong together", c.TLS.Cert, c.TLS.Key)
 	}
-	pair, err := tls.LoadX509KeyPair(c.TLS.Cert, c.TLS.Key)
-	if err != nil {
-		return fmt.Errorf("load api.tls.cert %q and api.tls.key %q: %w", c.TLS.Cert, c.TLS.Key, err)
-	}
-	c.tlsConfig = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
-	if c.TLS.ClientCA == "" {
-		return nil
-	}
-	pem, err := os.ReadFile(c.TLS.ClientCA)
-	if err != nil {
-		return fmt.Errorf("read api.tls.client_ca: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return fmt.Errorf("api.tls.client_ca %q holds no PEM certificate", c.TLS.ClientCA)
-	}
-	c.tlsConfig.ClientCAs = pool
-	// Given, not required: probes and a key's holder come without one.
-	c.tlsConfig.ClientAuth = tls.VerifyClientCertIfGiven
 	return nil
 }

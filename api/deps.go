@@ -53,7 +53,7 @@ type Secrets interface {
 	ReadSecrets(ctx context.Context) (map[string]string, error)
 }
 
-// Deps is what a Server works with. None may be nil.
+// Deps is what a Server works with. None but Check may be nil.
 type Deps struct {
 	Store       Store
 	Details     Details
@@ -62,4 +62,7 @@ type Deps struct {
 	Secrets     Secrets
 	Faults      Faults
 	Clock       cluster.Clock
+	// Check has a workload's driver, as it is installed on this host, say what is
+	// wrong with its agent and parameters; it changes nothing. nil: nothing is checked.
+	Check func(ctx context.Context, w cluster.Workload) error
 }

@@ -19,7 +19,7 @@ func (s *Server) getDoctor(r *request) (answer, error) {
 	return s.facts(r.ctx, func(st state) (any, error) {
 		records := s.records(r.ctx, st)
 		var findings []doctor.Finding
-		for _, found := range [][]doctor.Finding{doctor.Cluster(records), doctor.Clocks(records),
+		for _, found := range [][]doctor.Finding{doctor.Cluster(records), doctor.Members(records), doctor.Clocks(records),
 			doctor.Tests(records, time.Now().UnixMilli()), doctor.Locks(records), doctor.OtherNodes("", records)} {
 			findings = append(findings, found...)
 		}

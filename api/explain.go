@@ -2,14 +2,13 @@ package api
 
 import (
 	"fmt"
-	"net/http"
 	"strings"
 	"time"
 
 	"pvc.internal/cluster"
 )
 
-// Explanation says what is known of a node or of the role, what stands against
+// Explanation says what is known of a node, a workload or the role, what stands against
 // a change, and what to do. Evidence is this server's own observation and what
 // every coordinator publishes of its own.
 type Explanation struct {
@@ -41,7 +40,7 @@ func (s *Server) getExplain(r *request) (answer, error) {
 	return s.facts(r.ctx, func(st state) (any, error) {
 		n, known := st.snap.Nodes[cluster.NodeID(what)]
 		if !known && !explainRole[what] {
-			return nil, refuse(http.StatusNotFound, fmt.Sprintf("%q is neither a node nor \"primary\"; nodes: %s.", what, joinNodes(st.names())))
+			return s.explainWorkload(r, st, strings.TrimPrefix(what, "workload:"))
 		}
 		x := &explainer{st: st, timing: s.cfg.Timing, e: newExplanation(what)}
 		asked := st.coordinators()
@@ -51,7 +50,13 @@ func (s *Server) getExplain(r *request) (answer, error) {
 		x.e.Words = s.readWords(r.ctx, st, asked)
 		if known {
 			x.tests = s.deviceTests(r.ctx, st, []cluster.NodeID{n.Name})
+			x.reprovisioned(n.Name)
+			strays := x.strays(s.faultsNow(r.ctx, x), "", n.Name)
 			x.node(n)
+			x.e.Why += x.flushing(n)
+			if len(strays) > 0 {
+				x.e.Why += " It runs what its workloads' records do not have there: see what is missing."
+			}
 		} else {
 			x.e.What = "primary"
 			x.role()

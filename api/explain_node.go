@@ -32,6 +32,8 @@ func (x *explainer) node(n cluster.NodeView) {
 		x.e.Why = strings.TrimSpace(x.whyNotFenced(n) + " " + capital(told(damaged)))
 	case len(damaged) > 0:
 		x.e.Why = "Nobody acts on it, but not all is well: " + told(damaged)
+	case settles(n):
+		x.e.Why = capital(settlingText) + ". Nothing starts elsewhere by that: flush a node before it is stopped."
 	default:
 		x.e.Why = "Nothing is wrong with it as far as anybody sees, so nobody acts on it."
 	}
@@ -63,6 +65,7 @@ func (x *explainer) records(n cluster.NodeView) {
 	if o := n.Order; o.Present && o.Err == nil {
 		x.saw("an order to %s it, by %s at %s, has not been carried out yet", o.Value.Action, o.Value.By, time.UnixMilli(o.Value.UnixMS).Format(faultTime))
 	}
+	x.schema(n)
 	for _, w := range x.e.Words {
 		x.judged(w, n)
 	}

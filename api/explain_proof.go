@@ -68,7 +68,8 @@ func (x *explainer) suspected(n cluster.NodeID) bool {
 	return false
 }
 
-// unusedChecks are answered by parts that are not in use yet, whoever is asked.
+// unusedChecks are answered by parts that are not in use without node leases,
+// whoever is asked.
 var unusedChecks = []string{"quorum of node leases", "last copy of a workload"}
 
 // checks tells what may stand against fencing the node, as the primary would
@@ -78,7 +79,9 @@ func (x *explainer) checks(n cluster.NodeView) {
 	seen, known := w.judges(n.Name)
 	if !known || !w.current() || len(seen.Vetoes) == 0 {
 		for _, name := range unusedChecks {
-			x.e.Checks = append(x.e.Checks, CheckAnswer{Name: name, Answer: CheckUnused})
+			if !x.st.snap.Quorum.Present { // where node leases are in use the primary would know
+				x.e.Checks = append(x.e.Checks, CheckAnswer{Name: name, Answer: CheckUnused})
+			}
 		}
 		return
 	}

@@ -114,6 +114,7 @@ func TestAFailedServiceDegradesTheCluster(t *testing.T) {
 		n["monitoring_data/load/health_delta"] = "0"
 	}
 	health := func() Status {
+		w.rendered()
 		_, body := w.get("/api/v1/status")
 		return decode[Status](t, body)
 	}
@@ -128,11 +129,14 @@ func TestAFailedServiceDegradesTheCluster(t *testing.T) {
 		}
 	}
 	w.publish("hv1", cluster.View{Mode: "primary", GuardFaults: []string{"02:00:00:00:00:09 claims 192.0.2.1"}})
+	w.beat("hv1")
 	if s := health(); s.Health != "Degraded" || !strings.Contains(strings.Join(s.HealthMsg, ""), "02:00:00:00:00:09 claims") {
 		t.Errorf("%s %q", s.Health, s.HealthMsg)
 	}
 	w.publish("hv2", cluster.View{Mode: "primary", ServiceFault: "of an earlier time"})
 	w.publish("hv1", cluster.View{Mode: "primary"})
+	w.beat("hv1")
+	w.beat("hv2")
 	w.node("hv2", func(n *cluster.NodeView) { n.Alive = cluster.Versioned[cluster.Alive]{} })
 	if s := health(); strings.Contains(strings.Join(s.HealthMsg, ""), "of an earlier time") {
 		t.Errorf("%s %q", s.Health, s.HealthMsg)

@@ -34,6 +34,9 @@ func (s *Server) facts(ctx context.Context, render func(state) (any, error)) (an
 // awaitReadable returns the state as soon as it can be read, or as it is after
 // a short patience.
 func (s *Server) awaitReadable(ctx context.Context) state {
+	if st := s.view.current(s.now()); st.readable() {
+		return st
+	}
 	patience := time.NewTimer(storePatience)
 	defer patience.Stop()
 	for {

@@ -67,6 +67,9 @@ type fakeStore struct {
 	secrets        map[string]cluster.Versioned[cluster.SealedSecret]
 	activities     map[cluster.ActivityID]cluster.Versioned[cluster.ActivityRecord]
 	activityError  error
+	texts          []cluster.Key // asked of ReadText
+	nodeReads      int           // calls of ReadNode
+	hang           chan struct{} // they wait for its end
 }
 
 func newFakeStore(clock cluster.Clock) *fakeStore {
@@ -90,6 +93,9 @@ func (f *fakeStore) editLocked(change func(*cluster.Snapshot)) {
 	}
 	change(next)
 	next.ObservedAt = f.clock.Now()
+	if f.snap != nil && !next.ObservedAt.After(f.snap.ObservedAt) { // no two are of the same instant
+		next.ObservedAt = f.snap.ObservedAt.Add(1)
+	}
 	f.snap = next
 	select {
 	case <-f.ch:
@@ -162,8 +168,27 @@ func (f *fakeStore) apply(t cluster.Txn) cluster.TxnResult {
 			version, err = write(&n.Order, op)
 			next.Nodes = maps.Clone(next.Nodes)
 			next.Nodes[op.Key.Node] = n
+		case cluster.KeyDomainState:
+			n := next.Nodes[op.Key.Node]
+			version, err = write(&n.Domain, op)
+			next.Nodes = maps.Clone(next.Nodes)
+			next.Nodes[op.Key.Node] = n
 		case cluster.KeyMemberOrder:
 			version, err = write(&next.MemberOrder, op)
+		case cluster.KeyWorkload:
+			kept := next.Workloads[op.Key.Name]
+			version, err = write(&kept, op)
+			next.Workloads = maps.Clone(next.Workloads)
+			if next.Workloads == nil {
+				next.Workloads = map[string]cluster.Versioned[cluster.Workload]{}
+			}
+			if next.Workloads[op.Key.Name] = kept; !kept.Present {
+				delete(next.Workloads, op.Key.Name)
+			}
+		case cluster.KeyReprovision:
+			version, err = write(&next.Reprovision, op)
+		case cluster.KeyRebalance:
+			version, err = write(&next.Rebalance, op)
 		case cluster.KeySecret:
 			kept := f.secrets[op.Key.Name]
 			version, err = write(&kept, op)
@@ -214,10 +239,21 @@ func write[T any](record *cluster.Versioned[T], op cluster.Op) (int32, error) {
 	return record.Version, nil
 }
 
-func (f *fakeStore) ReadNode(_ context.Context, n cluster.NodeID) (map[string]string, error) {
+func (f *fakeStore) ReadNode(ctx context.Context, n cluster.NodeID) (map[string]string, error) {
+	f.mu.Lock()
+	f.nodeReads++
+	hang := f.hang
+	f.mu.Unlock()
+	if hang != nil {
+		select {
+		case <-hang:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", cluster.ErrDeadline, ctx.Err())
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.leaves[n], f.readError[n]
+	return maps.Clone(f.leaves[n]), f.readError[n]
 }
 
 func (f *fakeStore) ReadSecrets(context.Context) (map[string]string, error) {
@@ -254,6 +290,7 @@ func (f *fakeStore) Initialize(_ context.Context, name string, overwrite bool) e
 func (f *fakeStore) ReadText(_ context.Context, k cluster.Key) (cluster.Versioned[string], error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.texts = append(f.texts, k)
 	switch k.Kind {
 	case cluster.KeyView:
 		text, there := f.views[k.Node]
@@ -322,6 +359,21 @@ func (w *world) publish(n cluster.NodeID, v cluster.View) {
 	w.store.views[n] = string(raw)
 }
 
+// beat has a node write a keepalive, and lets the time pass in which answers
+// about all nodes are shared.
+func (w *world) beat(n cluster.NodeID) {
+	w.clock.advance(renderFresh)
+	w.edit(func(s *cluster.Snapshot) {
+		now := w.clock.Now()
+		s.Lease.SeenAt = now
+		if v, known := s.Nodes[n]; known {
+			v.Keepalive.Version++
+			v.Keepalive.SeenAt = now
+			s.Nodes[n] = v
+		}
+	})
+}
+
 func present[T any](v T) cluster.Versioned[T] { return cluster.Versioned[T]{Present: true, Value: v} }
 
 func seen[T any](v T, at cluster.Instant) cluster.Versioned[T] {
@@ -335,6 +387,7 @@ type world struct {
 	clock  *fakeClock
 	store  *fakeStore
 	server *Server
+	check  func(context.Context, cluster.Workload) error // a workload's driver
 }
 
 func newWorld(t *testing.T, configure ...func(*Config)) *world {
@@ -344,8 +397,8 @@ func newWorld(t *testing.T, configure ...func(*Config)) *world {
 	for _, f := range configure {
 		f(&c)
 	}
-	w := &world{t: t, clock: clock, store: newFakeStore(clock)}
-	server, err := New(c, Deps{w.store, w.store, w.store, w.store, w.store, w.store, clock}, zap.NewNop(), nil)
+	w := &world{t: t, clock: clock, store: newFakeStore(clock), check: func(context.Context, cluster.Workload) error { return nil }}
+	server, err := New(c, Deps{w.store, w.store, w.store, w.store, w.store, w.store, clock, func(ctx context.Context, k cluster.Workload) error { return w.check(ctx, k) }}, zap.NewNop(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

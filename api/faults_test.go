@@ -94,21 +94,3 @@ func TestFaultsAreDeleted(t *testing.T) {
 		t.Errorf("%d %s", status, body)
 	}
 }
-
-// A node never reads "flushed" while nothing has moved its workloads.
-func TestDomainStateIsRefused(t *testing.T) {
-	w := newWorld(t)
-	const path = "/api/v1/node/hv2/domain-state"
-	status, body := w.post(path, "state=flush&wait=true")
-	w.expect("flush", status, body, 501, "{\"message\":\"Node \\\"hv2\\\" was not set to \\\"flush\\\": this version does not manage workloads, so it can neither move them away nor bring them back. The node's domain state is still \\\"ready\\\". Move what runs there by the means that started it.\"}")
-	if _, body := w.post("/api/v1/node/hv1/domain-state", "state=flush"); !strings.Contains(body, "`pvc node secondary hv1 --wait` moves") {
-		t.Errorf("the primary: %s", body)
-	}
-	status, body = w.post(path, "state=flushed")
-	w.expect("bad state", status, body, 400, `{"message":{"state":"A valid state must be specified"}}`)
-	status, body = w.post("/api/v1/node/nobody/domain-state", "state=ready")
-	w.expect("unknown", status, body, 400, `{"message":"No node named \"nobody\" is present in the cluster."}`)
-	if w.store.commits != 0 {
-		t.Error("a refusal wrote something")
-	}
-}

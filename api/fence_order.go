@@ -60,7 +60,7 @@ func (st state) decideBesides(stands, o cluster.FenceOrder) (decision, *failure)
 	switch {
 	case o.Action == cluster.OrderCancel:
 		return decision{text: what + " is taken back; it had not been carried out.", withdraws: true}, nil
-	case o.Action == stands.Action && o.Incarnation == stands.Incarnation:
+	case o.Action == stands.Action && o.Incarnation == stands.Incarnation && o.Unsafe == stands.Unsafe:
 		return already("%s stands already and has not been carried out yet.", what)
 	}
 	return no("%s has not been carried out yet, so that no other is taken; nothing was ordered. Wait for it (`pvc fence list`), or take it back with `pvc fence cancel %s`.", what, o.Node)

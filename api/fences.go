@@ -79,7 +79,8 @@ var fencesParams = []param{{name: "limit", kind: argInt, min: 1, max: eventsLook
 var fenceParams = []param{
 	{name: "action", kind: argText, required: true, choices: []string{cluster.OrderFence, cluster.OrderConfirm, cluster.OrderCancel, cluster.OrderTest},
 		about: "fence: take its power; confirm: you vouch that it has none; cancel: before power is ordered off; test: ask its devices whether they could be used"},
-	{name: "reason", kind: argText, about: "why, for the history; confirm needs one"},
+	{name: "reason", kind: argText, about: "why, for the history; confirm needs one, and whatever is unsafe"},
+	{name: "unsafe", kind: argBool, about: "with fence: its first try needs no majority of the node leases; all else is looked at"},
 }
 
 func (s *Server) getFences(r *request) (answer, error) {
@@ -168,7 +169,7 @@ const longestReason = 500
 // that is registered now.
 func newOrder(r *request) (cluster.FenceOrder, *failure) {
 	o := cluster.FenceOrder{Version: 1, ID: newOrderID(), Node: r.node(), Action: r.args.text("action"), Reason: r.args.text("reason"),
-		By: r.caller.name, UnixMS: time.Now().UnixMilli()}
+		By: r.caller.name, UnixMS: time.Now().UnixMilli(), Unsafe: r.args.truth("unsafe")}
 	blank := true
 	for _, c := range o.Reason {
 		if unicode.IsControl(c) {
@@ -179,6 +180,10 @@ func newOrder(r *request) (cluster.FenceOrder, *failure) {
 	switch {
 	case len(o.Reason) > longestReason:
 		return o, badArgument("reason", fmt.Sprintf("Must have at most %d bytes.", longestReason))
+	case o.Unsafe && o.Action != cluster.OrderFence:
+		return o, badArgument("unsafe", "Only a fence can be ordered without a majority of the node leases.")
+	case o.Unsafe && blank:
+		return o, badArgument("reason", "A reason must be specified: why this cannot wait until the primary holds a majority of the node leases.")
 	case o.Action == cluster.OrderConfirm && blank:
 		return o, badArgument("reason", "A reason must be specified: who has seen that the node has no power, and how.")
 	}
@@ -307,6 +312,10 @@ func (s *Server) orderEvent(r *request, o cluster.FenceOrder, d decision) cluste
 		fields["reason"] = o.Reason
 	}
 	text := "ordered"
+	if o.Unsafe {
+		fields["unsafe"] = "true"
+		text = "ordered, with or without a majority of the node leases"
+	}
 	if d.withdraws {
 		text = "order taken back"
 	}

@@ -165,7 +165,7 @@ var fenceOrders = []struct {
 
 	{"no action", "hv2", "", nil, 400, `{"message":{"action":"Must be one of: fence, confirm, cancel, test."}}`},
 	{"unknown action", "hv2", "action=shoot", nil, 400, `{"message":{"action":"Must be one of: fence, confirm, cancel, test."}}`},
-	{"unknown argument", "hv2", "action=test&force=1", nil, 400, `{"message":{"force":"There is no such argument here; known: action, reason."}}`},
+	{"unknown argument", "hv2", "action=test&force=1", nil, 400, `{"message":{"force":"There is no such argument here; known: action, reason, unsafe."}}`},
 }
 
 // A refusal names its reason and changes nothing.
@@ -435,6 +435,31 @@ func TestFencesWithoutStoreAndRights(t *testing.T) {
 	}
 }
 
+// What an operator has tried without a majority is told as that, to whoever reads
+// the history; nothing but a fence can be ordered so, and an order that waits for
+// a majority is not made another by it.
+func TestAnUnsafeFenceIsAudited(t *testing.T) {
+	w := newWorld(t)
+	if status, body := w.post(fencePrefix+"hv2", "action=confirm&reason=seen&unsafe=true"); status != 400 || !strings.Contains(body, "Only a fence") {
+		t.Errorf("%d %s", status, body)
+	}
+	if status, body := w.post(fencePrefix+"hv2", "action=fence&unsafe=true"); status != 400 || !strings.Contains(body, "A reason must be specified") {
+		t.Errorf("%d %s", status, body)
+	}
+	status, body := w.post(fencePrefix+"hv2", "action=fence&unsafe=true&reason=two+are+away")
+	if a := decode[FenceAnswer](t, body); status != 202 || a.Order == nil || !a.Order.Unsafe {
+		t.Fatalf("%d %s", status, body)
+	}
+	_, body = w.get(fencePrefix + "hv2")
+	v := decode[FencesView](t, body)
+	if len(v.History) != 1 || v.History[0].Fields["unsafe"] != "true" || !strings.Contains(v.History[0].Text, "with or without a majority") || v.History[0].Fields["reason"] != "two are away" {
+		t.Errorf("%+v", v.History)
+	}
+	if status, body := w.post(fencePrefix+"hv2", "action=fence"); status != 409 && status != 400 || !strings.Contains(body, "pvc fence cancel hv2") {
+		t.Errorf("an ordinary one besides: %d %s", status, body)
+	}
+}
+
 func TestClientOrdersFences(t *testing.T) {
 	w := newWorld(t, onAnyPort)
 	address, stop := w.serve()
@@ -451,6 +476,8 @@ func TestClientOrdersFences(t *testing.T) {
 		t.Errorf("%+v %v", v, err)
 	}
 	_, err = client.OrderFence(t.Context(), "hv3", cluster.OrderConfirm, "")
+	expectClass(t, err, cluster.ErrRefused, "reason: A reason must be specified")
+	_, err = client.FenceUnsafe(t.Context(), "hv3", " ")
 	expectClass(t, err, cluster.ErrRefused, "reason: A reason must be specified")
 	_ = stop()
 }

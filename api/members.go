@@ -51,8 +51,8 @@ func memberRoutes() []route {
 		{method: get, path: "/members", summary: "Who counts for majorities, who was removed, and what is ordered of that", handle: (*Server).getMembers, reply: MembersView{}, params: membersParams},
 		{method: del, path: "/members/order", summary: "Take back the order about a node's membership that stands", need: RoleOperate, handle: (*Server).deleteMemberOrder, reply: MemberAnswer{}, params: []param{
 			{name: "node", kind: argText, required: true, complain: "The name of the node that the order is about must be specified.", about: "the node that it is about"}}},
-		{method: put, path: "/node/{node}", summary: "Order a node to be let in, and to count or not", need: RoleOperate, handle: (*Server).putNode, reply: MemberAnswer{}, params: memberAddParams},
-		{method: del, path: "/node/{node}", summary: "Order a node that is gone to be removed, with its records", need: RoleOperate, handle: (*Server).deleteNode, reply: MemberAnswer{}, params: []param{memberReason}},
+		{method: put, path: "/node/{node}", summary: "Order a node to be let in, and to count or not", need: RoleOperate, handle: (*Server).putNode, reply: MemberAnswer{}, also: ordered202(MemberAnswer{}), params: memberAddParams},
+		{method: del, path: "/node/{node}", summary: "Order a node that is gone to be removed, with its records", need: RoleOperate, handle: (*Server).deleteNode, reply: MemberAnswer{}, also: ordered202(MemberAnswer{}), params: []param{memberReason}},
 	}
 }
 
@@ -187,7 +187,7 @@ func (s *Server) deleteMemberOrder(r *request) (answer, error) {
 		text := fmt.Sprintf("The order to %s node %q is taken back; what of it was carried out already stays.", o.Value.Action, node)
 		e := s.memberEvent(r, o.Value, fmt.Sprintf("order taken back: %s of node %s", o.Value.Action, node))
 		e.Fields["withdrawal"] = id
-		return memberWrite{decision: decision{text: text}, op: cluster.EndMemberOrder(o), event: e}, nil
+		return memberWrite{decision: decision{text: text}, op: cluster.EndMemberOrder(o), event: e}, nil //nolint:nilerr // an order that cannot be read is taken back, too
 	})
 }
 

@@ -49,6 +49,6 @@ func (m *metrics) served(rt route, status int, took time.Duration) {
 // metricsRoute is the one route whose answer is no JSON.
 func (s *Server) metricsRoute(reg *Registry) route {
 	h := promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
-	return route{method: get, path: "/metrics", bare: true, open: true, lenient: true, summary: "Metrics",
+	return route{method: get, path: "/metrics", bare: true, open: true, lenient: true, summary: "Metrics", media: "text/plain",
 		stream: func(_ *Server, w http.ResponseWriter, r *request) error { h.ServeHTTP(w, r.http); return nil }}
 }

@@ -1,14 +1,12 @@
 package api
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 
 	"pvc.internal/cluster"
 )
@@ -36,6 +34,9 @@ type Node struct {
 	Memory           NodeMemory          `json:"memory"`
 	Interfaces       map[string]struct{} `json:"interfaces"`
 	Faults           []string            `json:"faults,omitempty"`
+	// Settling (an addition of ours): its daemon runs, and ends all copies of
+	// workloads here, since the node is being stopped. It is given none any more.
+	Settling bool `json:"settling,omitempty"`
 }
 
 // HealthDetail is a monitoring plugin's last result.
@@ -89,38 +90,42 @@ type NodeLog struct {
 func nodeNotFound() *failure { return refuse(http.StatusNotFound, "Node not found.") }
 
 func (s *Server) getNodes(r *request) (answer, error) {
-	limit := regexp.MustCompile(r.args.text("limit")) // checked by the table
 	return s.facts(r.ctx, func(st state) (any, error) {
-		var chosen []cluster.NodeView
-		for _, name := range st.names() {
-			if n := st.snap.Nodes[name]; limit.MatchString(string(name)) && matches(n, r.args) {
-				chosen = append(chosen, n)
+		all, err := s.rendered(r.ctx, st)
+		if err != nil {
+			return nil, err
+		}
+		if len(r.args) == 0 && len(all.nodes) > 0 {
+			return all.list, nil
+		}
+		limit := regexp.MustCompile(r.args.text("limit")) // checked by the table
+		var chosen [][]byte
+		for i, n := range all.nodes {
+			if limit.MatchString(n.Name) && matches(n, r.args) {
+				chosen = append(chosen, all.each[i])
 			}
 		}
 		if len(chosen) == 0 {
 			return nil, nodeNotFound()
 		}
-		return s.renderNodes(r.ctx, st, chosen), nil
+		return listOf(chosen), nil
 	})
 }
 
 // matches reports whether the node passes every filter given.
-func matches(n cluster.NodeView, a args) bool {
-	for name, value := range map[string]string{
-		"daemon_state":      string(n.Daemon.Value),
-		"coordinator_state": string(n.Router.Value),
-		"domain_state":      string(n.Domain.Value),
-	} {
-		if a.has(name) && a.text(name) != value {
-			return false
-		}
-	}
-	return true
+func matches(n Node, a args) bool {
+	return (!a.has("daemon_state") || a.text("daemon_state") == n.DaemonState) &&
+		(!a.has("coordinator_state") || a.text("coordinator_state") == n.CoordinatorState) &&
+		(!a.has("domain_state") || a.text("domain_state") == n.DomainState)
 }
 
+// getNode reads the figures of the one node only.
 func (s *Server) getNode(r *request) (answer, error) {
 	return s.withNode(r, func(st state, n cluster.NodeView) any {
-		return s.renderNodes(r.ctx, st, []cluster.NodeView{n})[0]
+		ctx, cancel := patiently(r.ctx)
+		defer cancel()
+		f := s.figuresOf(ctx, st, n, false)
+		return renderNode(n, f.leaves, f.err)
 	})
 }
 
@@ -140,26 +145,6 @@ func (s *Server) getDomainState(r *request) (answer, error) {
 	return s.withNode(r, func(_ state, n cluster.NodeView) any {
 		return NodeDomainState{string(n.Name), string(n.Domain.Value)}
 	})
-}
-
-// postDomainState refuses, and says why: a node that read "flushed" while
-// nothing had moved its workloads would be switched off in that belief.
-func (s *Server) postDomainState(r *request) (answer, error) {
-	state := r.args.text("state")
-	st, err := s.fresh(r.ctx, false)
-	if err != nil {
-		return answer{}, err
-	}
-	n, known := st.snap.Nodes[r.node()]
-	if !known {
-		return answer{}, refuse(http.StatusBadRequest, fmt.Sprintf("No node named %q is present in the cluster.", r.node()))
-	}
-	text := fmt.Sprintf("Node %q was not set to %q: this version does not manage workloads, so it can neither move them away nor bring them back. The node's domain state is still %q. Move what runs there by the means that started it.",
-		n.Name, state, n.Domain.Value)
-	if st.holder() == n.Name {
-		text += fmt.Sprintf(" It holds the primary role, which `pvc node secondary %s --wait` moves.", n.Name)
-	}
-	return answer{}, refuse(http.StatusNotImplemented, text)
 }
 
 func (s *Server) withNode(r *request, render func(state, cluster.NodeView) any) (answer, error) {
@@ -188,30 +173,17 @@ func newestLines(text string, n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// nodeReaders bounds the nodes whose leaves are read at once for one list.
+// nodeReaders bounds the nodes whose records are read at once for one answer.
 const nodeReaders = 8
 
-// renderNodes reads each node's leaves, a few nodes at a time. A node whose
-// leaves cannot be read has its states all the same, zeros, and a fault.
-func (s *Server) renderNodes(ctx context.Context, st state, nodes []cluster.NodeView) []Node {
-	rendered := make([]Node, len(nodes))
-	var readers sync.WaitGroup
-	places := make(chan struct{}, nodeReaders)
-	for i, n := range nodes {
-		places <- struct{}{}
-		readers.Go(func() {
-			defer func() { <-places }()
-			leaves, err := map[string]string(nil), cluster.ErrNotLive
-			if st.away == 0 {
-				leaves, err = s.deps.Details.ReadNode(ctx, n.Name)
-			}
-			rendered[i] = renderNode(n, leaves, err)
-		})
-	}
-	readers.Wait()
-	return rendered
-}
+// settles reports whether the node runs, and its copies are ending.
+func settles(n cluster.NodeView) bool { return n.Daemon.Value == cluster.DaemonRun && n.Settles() }
 
+// settlingText says what that means.
+const settlingText = "it is being stopped: its copies of workloads are ending, and none is given to it any more"
+
+// renderNode makes a node's answer. One whose leaves cannot be read has its
+// states all the same, zeros, and a fault.
 func renderNode(n cluster.NodeView, leaves map[string]string, readErr error) Node {
 	f := &fields{leaves: leaves, read: readErr == nil}
 	if readErr != nil {
@@ -223,7 +195,7 @@ func renderNode(n cluster.NodeView, leaves map[string]string, readErr error) Nod
 	}
 	f.expect("staticdata")
 	node := Node{
-		Name: string(n.Name), DaemonState: string(n.Daemon.Value),
+		Name: string(n.Name), DaemonState: string(n.Daemon.Value), Settling: settles(n),
 		CoordinatorState: string(n.Router.Value), DomainState: string(n.Domain.Value),
 		PVCVersion: leaves["pvcversion"], Kernel: static[1], OS: static[2], Arch: static[3],
 		CPUCount: f.parse("staticdata", static[0]),

@@ -1,8 +1,9 @@
 package api
 
 import (
-	"encoding/json"
+	"net/http"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -11,12 +12,15 @@ import (
 // getOpenAPI answers with the document made from the table of routes, so that
 // no path, argument or answer can be in one and not in the other.
 func (s *Server) getOpenAPI(*request) (answer, error) {
-	raw, err := json.Marshal(document(s.routes, s.cfg))
+	e, err := s.document()
 	if err != nil {
 		return answer{}, err
 	}
-	return ok(json.RawMessage(raw))
+	return ok(e)
 }
+
+// makeDocument encodes the document once.
+func (s *Server) makeDocument() (*encoded, error) { return encode(document(s.routes, s.cfg)) }
 
 func document(routes []route, c Config) *huma.OpenAPI {
 	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
@@ -27,7 +31,7 @@ func document(routes []route, c Config) *huma.OpenAPI {
 		Paths:      map[string]*huma.PathItem{},
 	}
 	for _, rt := range routes {
-		path := strings.TrimSuffix(rt.fullPath(), "{$}")
+		path := rt.documented()
 		if doc.Paths[path] == nil {
 			doc.Paths[path] = &huma.PathItem{}
 		}
@@ -46,6 +50,9 @@ func document(routes []route, c Config) *huma.OpenAPI {
 	return doc
 }
 
+// documented is the path as the document names it.
+func (rt route) documented() string { return strings.TrimSuffix(rt.fullPath(), "{$}") }
+
 func operation(rt route, path string, schemas huma.Registry) *huma.Operation {
 	op := &huma.Operation{
 		OperationID: strings.ToLower(rt.method) + "-" + strings.Trim(strings.NewReplacer("/", "-", "{", "", "}", "").Replace(path), "-"),
@@ -54,28 +61,118 @@ func operation(rt route, path string, schemas huma.Registry) *huma.Operation {
 	if !rt.open {
 		op.Security = []map[string][]string{{"key": {}}}
 	}
-	for _, segment := range strings.Split(path, "/") {
-		if strings.HasPrefix(segment, "{") {
-			op.Parameters = append(op.Parameters, &huma.Param{Name: strings.Trim(segment, "{}"), In: "path", Required: true, Schema: &huma.Schema{Type: "string"}})
-		}
+	for _, name := range rt.names() {
+		op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: "string"}})
 	}
-	for _, p := range rt.params {
-		op.Parameters = append(op.Parameters, &huma.Param{Name: p.name, In: "query", Description: p.about, Required: p.required, Schema: p.schema()})
+	for _, p := range rt.params { // where there is a body, it may stand there instead
+		op.Parameters = append(op.Parameters, &huma.Param{Name: p.name, In: "query", Description: p.about, Required: p.required && rt.method == get, Schema: p.schema()})
 	}
-	op.Responses["200"] = response("Done", rt.reply, schemas)
-	switch {
-	case rt.settings:
-		op.Responses["400"] = response("Wrong settings, by name", SettingsErrors{}, schemas)
-	case len(rt.params) > 0:
-		op.Responses["400"] = response("A bad argument, by name; or a refusal, as a text", ArgumentErrors{}, schemas)
+	if rt.method != get && len(rt.params) > 0 {
+		op.RequestBody = rt.body()
 	}
-	op.Responses["503"] = response("The store is away", Away{}, schemas)
+	rt.responses(op, schemas)
 	return op
 }
 
+// body describes the arguments as a form and as a JSON object.
+func (rt route) body() *huma.RequestBody {
+	all := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{}}
+	for _, p := range rt.params {
+		all.Properties[p.name] = p.schema()
+		all.Properties[p.name].Description = p.about
+	}
+	return &huma.RequestBody{Description: "The arguments, which may stand in the query instead", Content: map[string]*huma.MediaType{
+		"application/x-www-form-urlencoded": {Schema: all}, "application/json": {Schema: all}}}
+}
+
+// responses lists every status that the route answers with.
+func (rt route) responses(op *huma.Operation, schemas huma.Registry) {
+	if rt.reply == nil {
+		op.Responses["200"] = &huma.Response{Description: "Done", Content: map[string]*huma.MediaType{rt.media: {Schema: &huma.Schema{Type: "string"}}}}
+	} else {
+		op.Responses["200"] = response("Done", rt.reply, schemas)
+	}
+	for _, also := range rt.also {
+		op.Responses[strconv.Itoa(also.status)] = response(also.about, also.reply, schemas)
+	}
+	tell := func(status int, about string, reply any) {
+		if key := strconv.Itoa(status); op.Responses[key] == nil {
+			op.Responses[key] = response(about, reply, schemas)
+		}
+	}
+	tell(http.StatusUnauthorized, "No key, or one that is not known", Message{})
+	tell(http.StatusForbidden, "The key's role, or where the request comes from, does not allow it", Message{})
+	tell(http.StatusTooManyRequests, "Too many failed keys from there", Message{})
+	if rt.reply == nil {
+		return
+	}
+	bad := either{ArgumentErrors{}, Message{}}
+	if rt.settings {
+		bad = append(bad, SettingsErrors{})
+	}
+	tell(http.StatusBadRequest, "A bad argument, by name; or a refusal, as a text", bad)
+	if len(rt.names()) > 0 || rt.method == get {
+		tell(http.StatusNotFound, "There is none of that name", Message{})
+	}
+	if rt.method != get {
+		tell(http.StatusConflict, "Somebody else has changed it at the same moment", Message{})
+		tell(http.StatusRequestEntityTooLarge, "The body is too large", Message{})
+		tell(http.StatusGatewayTimeout, "What became of it cannot be told now", Message{})
+	}
+	tell(http.StatusServiceUnavailable, "The store is away", Away{})
+}
+
 func response(about string, reply any, schemas huma.Registry) *huma.Response {
-	schema := huma.SchemaFromType(schemas, reflect.TypeOf(reply))
+	if reply == nil {
+		return &huma.Response{Description: about}
+	}
+	schema := &huma.Schema{}
+	if all, is := reply.(either); is {
+		for _, one := range all {
+			schema.OneOf = append(schema.OneOf, schemaOf(schemas, reflect.TypeOf(one)))
+		}
+	} else {
+		schema = schemaOf(schemas, reflect.TypeOf(reply))
+	}
 	return &huma.Response{Description: about, Content: map[string]*huma.MediaType{"application/json": {Schema: schema}}}
+}
+
+// schemaOf is the schema of a type, in which what is a pointer to an object may
+// be null, as it is encoded.
+func schemaOf(schemas huma.Registry, t reflect.Type) *huma.Schema {
+	s := schemas.Schema(t, true, t.Name())
+	allowNull(schemas, t, map[reflect.Type]bool{})
+	return s
+}
+
+func allowNull(schemas huma.Registry, t reflect.Type, seen map[reflect.Type]bool) {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice, reflect.Map, reflect.Array:
+		allowNull(schemas, t.Elem(), seen)
+		return
+	case reflect.Struct:
+	default:
+		return
+	}
+	if seen[t] || t.Name() == "" {
+		return
+	}
+	seen[t] = true
+	of := schemas.Schema(t, true, t.Name())
+	if of.Ref != "" {
+		of = schemas.SchemaFromRef(of.Ref)
+	}
+	for field := range t.Fields() {
+		allowNull(schemas, field.Type, seen)
+		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
+		p := of.Properties[name]
+		if p != nil && field.Type.Kind() == reflect.Map && !strings.Contains(options, "omitempty") {
+			p.Nullable = true
+		}
+		if field.Type.Kind() == reflect.Pointer && !strings.Contains(options, "omitempty") && p != nil && p.Ref != "" {
+			of.Properties[name] = &huma.Schema{AnyOf: []*huma.Schema{{Ref: p.Ref}, {Type: "null"}}}
+		}
+	}
 }
 
 func (p param) schema() *huma.Schema {

@@ -34,7 +34,8 @@ type SwitchAnswer struct {
 	DryRun      bool                `json:"dry_run"`
 	Possible    bool                `json:"possible"`
 	Refusals    []cluster.Refusal   `json:"refusals,omitempty"`
-	WishVersion int32               `json:"wish_version"` // names this wish; the transition that serves it carries it
+	WishVersion int32               `json:"wish_version"`   // names this wish; the transition that serves it carries it
+	Task        string              `json:"task,omitempty"` // what /tasks/<id> tells of it by
 	Outcome     string              `json:"outcome,omitempty"`
 	Reason      string              `json:"reason,omitempty"`
 	Transition  *cluster.Transition `json:"transition,omitempty"`
@@ -95,6 +96,8 @@ func (st state) unable(name cluster.NodeID) *refusal {
 		return no(cluster.RefuseNotCoordinator, "Cannot change coordinator state on non-coordinator node %q.")
 	case n.Daemon.Value != cluster.DaemonRun:
 		return no(cluster.RefuseNotRunning, "Node %q is not active: its daemon state is %q.", n.Daemon.Value)
+	case n.Settles():
+		return no(cluster.RefuseNotRunning, "Node %q is not active: "+settlingText+".")
 	case !n.Alive.Present:
 		return no(cluster.RefuseNotRunning, "Node %q is not active: its daemon has no live session.")
 	case st.late > 0 && st.silence(n) > st.late:
@@ -178,6 +181,7 @@ const askAttempts = 5
 // It returns the version that the wish got, or stands at.
 func (s *Server) askFor(r *request, decide func(state) (wish, *refusal)) (wish, int32, error) {
 	var asked *wish
+	var first *cluster.Versioned[string]
 	for range askAttempts {
 		st, err := s.fresh(r.ctx, asked != nil)
 		if err != nil {
@@ -187,7 +191,13 @@ func (s *Server) askFor(r *request, decide func(state) (wish, *refusal)) (wish, 
 		if asked != nil && seen.Value == asked.value {
 			return *asked, seen.Version, nil // the write whose reply was lost
 		}
+		if first == nil {
+			first = &seen
+		}
 		w, no := decide(st)
+		if no == nil && asked == nil && !w.already && st.outrun(*first) {
+			return wish{}, 0, refuse(http.StatusConflict, fmt.Sprintf("Nothing was changed: at the same moment %q was asked to be primary, and that stands; node %q holds the role now. `pvc history --kind wish` says by whom. Ask again if it shall be otherwise all the same.", seen.Value, st.holder()))
+		}
 		if no != nil && asked != nil {
 			return wish{}, 0, lostReply()
 		}
@@ -215,6 +225,15 @@ func (s *Server) askFor(r *request, decide func(state) (wish, *refusal)) (wish, 
 		return wish{}, 0, lostReply()
 	}
 	return wish{}, 0, fmt.Errorf("write primary_node: %w in each of %d attempts; look at /cluster and ask again", cluster.ErrConflict, askAttempts)
+}
+
+// outrun reports whether somebody else has asked for a node since the wish was
+// first seen: of two who ask at the same moment the second has not seen what it
+// would undo. The wish for nobody in particular, and for who holds the role, is
+// in nobody's way.
+func (st state) outrun(first cluster.Versioned[string]) bool {
+	now := st.snap.PrimaryNode
+	return (now.Version != first.Version || now.Mzxid != first.Mzxid) && now.Value != first.Value && st.wish() != cluster.NoNode && st.wish() != string(st.holder())
 }
 
 // newVersion is the version that a Put gave the record.
@@ -327,7 +346,7 @@ func (s *Server) postSwitch(r *request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	out.Message, out.Already, out.WishVersion = w.text, w.already, version
+	out.Message, out.Already, out.WishVersion, out.Task = w.text, w.already, version, switchTask(version)
 	if wait := r.args.wait(0); wait > 0 {
 		return s.awaitSwitch(r.ctx, out, wait)
 	}
@@ -370,20 +389,29 @@ func (st state) wishSwitch(to string, from cluster.NodeID) (wish, *refusal) {
 func (s *Server) awaitSwitch(ctx context.Context, out SwitchAnswer, wait time.Duration) (answer, error) {
 	over := time.NewTimer(wait)
 	defer over.Stop()
+	settled := time.NewTimer(wait)
+	defer settled.Stop()
+	var inferred time.Time // since when its end is seen by the wish alone
 	for waiting := true; waiting; {
 		st := s.view.current(s.now())
 		view := st.cluster()
 		out.Outcome, out.Reason = view.SwitchOutcome(out.From, out.To, out.WishVersion)
 		out.Transition = view.Transition
-		switch out.Outcome {
-		case OutcomeDone:
+		switch ended := out.Outcome == OutcomeAborted || out.Outcome == OutcomeSuperseded; {
+		case out.Outcome == OutcomeDone:
 			return answer{status: http.StatusOK, body: out, change: out.Message}, nil
-		case OutcomeAborted, OutcomeSuperseded:
+		case ended && view.WishTells(out.From, out.To, out.WishVersion) && (inferred.IsZero() || time.Since(inferred) < WishSettles):
+			if inferred.IsZero() {
+				inferred = time.Now()
+				settled.Reset(WishSettles)
+			}
+		case ended:
 			out.Message = "The switch was " + out.Outcome + ": " + out.Reason
 			return answer{status: http.StatusConflict, body: out, change: out.Message}, nil
 		}
 		select {
 		case <-st.changed:
+		case <-settled.C:
 		case <-over.C:
 			waiting = false
 		case <-ctx.Done():
@@ -393,6 +421,17 @@ func (s *Server) awaitSwitch(ctx context.Context, out SwitchAnswer, wait time.Du
 		}
 	}
 	return answer{status: http.StatusAccepted, body: out, change: out.Message}, nil
+}
+
+// WishSettles is how long the end of a switch is looked at again of which primary_node
+// alone tells: records are read one by one, and what the hand-over says of its end may
+// arrive after it.
+const WishSettles = 500 * time.Millisecond
+
+// WishTells reports whether SwitchOutcome's word on a wish rests on primary_node alone,
+// and on no hand-over of it.
+func (c ClusterView) WishTells(from, to string, wishVersion int32) bool {
+	return c.Transition == nil || !WishServedBy(*c.Transition, from, to, wishVersion)
 }
 
 // SwitchOutcome judges the view against a wish: from held the role when it was

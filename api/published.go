@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"sync"
 	"time"
@@ -55,21 +54,9 @@ func (s *Server) readWord(ctx context.Context, st state, name cluster.NodeID) No
 		w.Doubt = "its view cannot be read while ZooKeeper is away"
 		return w
 	}
-	text, err := s.deps.Texts.ReadText(ctx, cluster.Key{Kind: cluster.KeyView, Node: name})
-	switch {
-	case err != nil:
-		w.Doubt = "its view cannot be read: " + err.Error()
-		return w
-	case !text.Present:
-		w.Doubt = "it has published no view yet"
-		return w
+	if w.View, w.Doubt = s.readView(ctx, name); w.Doubt == "" {
+		w.Doubt = st.outdated(name)
 	}
-	view := &cluster.View{}
-	if err := json.Unmarshal([]byte(text.Value), view); err != nil {
-		w.Doubt = fmt.Sprintf("its view is unreadable: %v", err)
-		return w
-	}
-	w.View, w.Doubt = view, st.outdated(name)
 	return w
 }
 

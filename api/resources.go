@@ -9,14 +9,6 @@ import (
 	"pvc.internal/cluster"
 )
 
-// Tasks are an operator's long-running orders; none of them is long-running
-// yet.
-type Tasks struct {
-	Active    map[string]any `json:"active"`
-	Reserved  map[string]any `json:"reserved"`
-	Scheduled map[string]any `json:"scheduled"`
-}
-
 // TransitionAnswer is the running or last hand-over; null before the first.
 type TransitionAnswer struct {
 	Running    bool                `json:"running"`
@@ -24,10 +16,6 @@ type TransitionAnswer struct {
 }
 
 func (s *Server) getVersion(*request) (answer, error) { return ok(Message{"PVC API version 1.0"}) }
-
-func (s *Server) getTasks(*request) (answer, error) {
-	return ok(Tasks{map[string]any{}, map[string]any{}, map[string]any{}})
-}
 
 // postInitialize asks the store itself whether there is a cluster: the snapshot
 // may be older than the one that was just made.

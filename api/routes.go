@@ -3,12 +3,14 @@ package api
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 
@@ -27,17 +29,37 @@ type route struct {
 	bare     bool // not below Prefix
 	settings bool // wrong arguments are answered as {"errors": {…}}
 	params   []param
-	reply    any // a value of the answer's type, for the document
+	reply    any    // a value of the answer's type, for the document; nil: it is no JSON
+	media    string // of an answer that is no JSON
+	also     []otherAnswer
 	handle   func(*Server, *request) (answer, error)
 	stream   func(*Server, http.ResponseWriter, *request) error // instead of handle
+}
+
+// otherAnswer is an answer of a route with another status than 200 and than the
+// failures that all have.
+type otherAnswer struct {
+	status int
+	about  string
+	reply  any // nil: no body
+}
+
+// either are values of the types of which an answer has one.
+type either []any
+
+// ordered202 is the answer to an order that stands and is carried out later.
+func ordered202(reply any) []otherAnswer {
+	return []otherAnswer{{http.StatusAccepted, "Ordered; it is carried out later", reply}}
 }
 
 // request is an authenticated request with checked arguments.
 type request struct {
 	ctx    context.Context // ends at the request's deadline
+	route  route
 	http   *http.Request
 	args   args
 	caller caller
+	access *access // that it was authenticated by
 }
 
 // node is the path's node.
@@ -107,14 +129,14 @@ func routeTable() []route {
 		}},
 		{method: get, path: "/status", summary: "Health and counts of the cluster", handle: (*Server).getStatus, reply: Status{}},
 		{method: post, path: "/status", summary: "Maintenance on or off", need: RoleOperate, handle: (*Server).postStatus, reply: Message{}, params: append(valid("true", "false"), waitForEchoes)},
-		{method: get, path: "/status/primary_node", summary: "Who holds the primary role", open: true, handle: (*Server).getPrimaryNode, reply: PrimaryNode{}},
+		{method: get, path: "/status/primary_node", summary: "Who holds the primary role", open: true, handle: (*Server).getPrimaryNode, reply: PrimaryNode{}, also: []otherAnswer{{http.StatusNoContent, "Nobody holds it", nil}}},
 		{method: get, path: "/node", summary: "Nodes", handle: (*Server).getNodes, reply: []Node{}, params: stateFilters},
 		{method: get, path: "/node/{node}", summary: "One node", handle: (*Server).getNode, reply: Node{}},
 		{method: get, path: "/node/{node}/daemon-state", summary: "A node's daemon state", handle: (*Server).getDaemonState, reply: NodeDaemonState{}},
 		{method: get, path: "/node/{node}/coordinator-state", summary: "A node's part in the primary role", handle: (*Server).getCoordinatorState, reply: NodeCoordinatorState{}},
 		{method: post, path: "/node/{node}/coordinator-state", summary: "Make a node primary, or make it give the role up", need: RoleOperate, handle: (*Server).postCoordinatorState, reply: Message{}, params: valid("primary", "secondary")},
 		{method: get, path: "/node/{node}/domain-state", summary: "A node's readiness for workloads", handle: (*Server).getDomainState, reply: NodeDomainState{}},
-		{method: post, path: "/node/{node}/domain-state", summary: "Move a node's workloads away or back; refused with 501 while there are none to manage", need: RoleOperate, handle: (*Server).postDomainState, reply: Message{}, params: append(valid("flush", "ready"), param{name: "wait", kind: argText})},
+		{method: post, path: "/node/{node}/domain-state", summary: "Take a node out of service for workloads, or back; refused with 501 where workloads run that are not managed", need: RoleOperate, handle: (*Server).postDomainState, reply: Message{}, also: []otherAnswer{{http.StatusNotImplemented, "Workloads run there that are not managed", Message{}}}, params: append(valid("flush", "ready"), param{name: "wait", kind: argDuration, about: "answer when the node has done it, or fail after this long"})},
 		{method: get, path: "/node/{node}/log", summary: "A node's newest log lines", handle: (*Server).getNodeLog, reply: NodeLog{}, params: []param{
 			{name: "lines", kind: argInt, min: 1, max: 10000, about: "how many; 10 otherwise"}}},
 		{method: get, path: "/faults", summary: "Faults of the cluster", handle: (*Server).getFaults, reply: []Fault{}, params: faultParams},
@@ -123,13 +145,14 @@ func routeTable() []route {
 		{method: get, path: "/faults/{fault}", summary: "One fault, as a list", handle: (*Server).getFaults, reply: []Fault{}},
 		{method: put, path: "/faults/{fault}", summary: "Acknowledge a fault", need: RoleOperate, handle: (*Server).putFaults, reply: Message{}},
 		{method: del, path: "/faults/{fault}", summary: "Delete a fault", need: RoleOperate, handle: (*Server).deleteFaults, reply: Message{}},
-		{method: get, path: "/tasks", summary: "Tasks", handle: (*Server).getTasks, reply: Tasks{}},
-		{method: get, path: "/provisioner/status", summary: "Tasks, by their older name", handle: (*Server).getTasks, reply: Tasks{}},
+		{method: get, path: "/tasks", summary: "What runs or was ordered, by node", handle: (*Server).getTasks, reply: Tasks{}},
+		{method: get, path: "/tasks/{task}", summary: "One task: an activity, a hand-over, a fence or an order", handle: (*Server).getTask, reply: Task{}},
+		{method: get, path: "/provisioner/status", summary: "The same, by its older name", handle: (*Server).getTasks, reply: Tasks{}},
 	}
 	for i := range pvc {
 		pvc[i].lenient = true
 	}
-	return slices.Concat(pvc, ourRoutes(), memberRoutes(), activityRoutes())
+	return slices.Concat(pvc, ourRoutes(), memberRoutes(), activityRoutes(), workloadRoutes(), reprovisionRoutes(), rebalanceRoutes())
 }
 
 func ourRoutes() []route {
@@ -143,22 +166,23 @@ func ourRoutes() []route {
 			{name: "limit", kind: argInt, min: 1, max: 1000, about: "how many; 100 otherwise"},
 			{name: "kind", kind: argText, about: "only this kind"}}},
 		{method: get, path: "/timing", summary: "The settings of time and the worst cases that follow", handle: (*Server).getTiming, reply: TimingView{}},
-		{method: post, path: "/switch", summary: "Hand the primary role to a node", need: RoleOperate, handle: (*Server).postSwitch, reply: SwitchAnswer{}, params: switchParams},
-		{method: post, path: "/maintenance", summary: "Maintenance on or off, with owner and reason", need: RoleOperate, handle: (*Server).postMaintenance, reply: MaintenanceAnswer{}, params: maintenanceParams},
+		{method: post, path: "/switch", summary: "Hand the primary role to a node", need: RoleOperate, handle: (*Server).postSwitch, reply: SwitchAnswer{}, also: append(ordered202(SwitchAnswer{}), otherAnswer{http.StatusConflict, "It was aborted or superseded while it was waited for; or somebody else has asked at the same moment", either{SwitchAnswer{}, Message{}}}), params: switchParams},
+		{method: post, path: "/maintenance", summary: "Maintenance on or off, with owner and reason", need: RoleOperate, handle: (*Server).postMaintenance, reply: MaintenanceAnswer{}, also: []otherAnswer{{http.StatusGatewayTimeout, "It is set, and not every node has confirmed it; or what became of it cannot be told", either{MaintenanceAnswer{}, Message{}}}}, params: maintenanceParams},
 		{method: get, path: "/maintenance", summary: "Who put the cluster into maintenance, and why", handle: (*Server).getMaintenance, reply: MaintenanceView{}},
 		{method: get, path: "/settings/autoFailover", summary: "The automatic failover's settings and its spent budget", handle: (*Server).getAutoFailover, reply: AutoFailover{}},
-		{method: post, path: "/settings/autoFailover", settings: true, summary: "Change the automatic failover's settings; what is not named stays", need: RoleOperate, handle: (*Server).postAutoFailover, reply: SettingsAnswer{}, params: autoFailoverParams},
-		{method: post, path: "/settings/autoFailover/resetCount", settings: true, summary: "Give the automatic failover its whole budget back", need: RoleOperate, handle: (*Server).postResetFailoverCount, reply: SettingsAnswer{}, params: []param{
+		{method: post, path: "/settings/autoFailover", settings: true, summary: "Change the automatic failover's settings; what is not named stays", need: RoleOperate, handle: (*Server).postAutoFailover, reply: either{SettingsAnswer{}, SettingsErrors{}}, params: autoFailoverParams},
+		{method: post, path: "/settings/autoFailover/resetCount", settings: true, summary: "Give the automatic failover its whole budget back", need: RoleOperate, handle: (*Server).postResetFailoverCount, reply: either{SettingsAnswer{}, SettingsErrors{}}, params: []param{
 			{name: "just_validate", kind: argBool, about: "nothing is changed"}}},
 		{method: get, path: "/fences", summary: "Fence records, operators' orders, what happened to fences, and the tests of fence devices", handle: (*Server).getFences, reply: FencesView{}, params: fencesParams},
 		{method: get, path: "/fence/{node}", summary: "The same of one node", handle: (*Server).getFence, reply: FencesView{}, params: fencesParams},
-		{method: post, path: "/fence/{node}", summary: "Order a node to be fenced, its fence confirmed or canceled, or its fence devices tested", need: RoleOperate, handle: (*Server).postFence, reply: FenceAnswer{}, params: fenceParams},
+		{method: post, path: "/fence/{node}", summary: "Order a node to be fenced, its fence confirmed or canceled, or its fence devices tested", need: RoleOperate, handle: (*Server).postFence, reply: FenceAnswer{}, also: ordered202(FenceAnswer{}), params: fenceParams},
 		leaseRoute(),
 		{method: get, path: "/secrets", summary: "The sealed passwords of fence devices, by name", handle: (*Server).getSecrets, reply: []SecretView{}},
 		{method: post, path: "/secret/{name}", summary: "Store a sealed password of fence devices", need: RoleOperate, handle: (*Server).postSecret, reply: Message{}, params: secretParams},
 		{method: del, path: "/secret/{name}", summary: "Remove a sealed password of fence devices", need: RoleOperate, handle: (*Server).deleteSecret, reply: Message{}},
-		{method: get, path: "/explain/{what}", summary: "Evidence for a node's or the role's state, and what stands against change", handle: (*Server).getExplain, reply: Explanation{}},
+		{method: get, path: "/explain/{what}", summary: "Evidence for a node's, a workload's or the role's state, and what stands against change", handle: (*Server).getExplain, reply: Explanation{}},
 		doctorRoute(),
+		pageRoute(),
 		{method: get, path: "/healthz", bare: true, open: true, summary: "This server lives", handle: (*Server).getHealthz, reply: Message{}},
 		{method: get, path: "/readyz", bare: true, open: true, summary: "The store can be reached", handle: (*Server).getReadyz, reply: Message{}},
 		{method: get, path: "/openapi.json", bare: true, open: true, summary: "This document", handle: (*Server).getOpenAPI, reply: map[string]any{}},
@@ -168,23 +192,38 @@ func ourRoutes() []route {
 // buildHandler hangs the table into a mux, one handler a path, so that a wrong
 // method is told from an unknown path.
 func (s *Server) buildHandler(reg *Registry) http.Handler {
-	paths := map[string]map[string]route{}
-	for _, rt := range append(s.routes, s.metricsRoute(reg)) {
-		for _, path := range patterns(rt) {
-			if paths[path] == nil {
-				paths[path] = map[string]route{}
+	s.routes = append(s.routes, s.metricsRoute(reg))
+	patterns := map[string]map[string]route{}
+	for _, rt := range s.routes {
+		for _, p := range rt.patterns() {
+			if patterns[p] == nil {
+				patterns[p] = map[string]route{}
 			}
-			paths[path][rt.method] = rt
+			patterns[p][rt.method] = rt
 		}
 	}
 	mux := http.NewServeMux()
-	for path, methods := range paths {
-		mux.Handle(path, s.dispatch(methods))
+	for p, methods := range patterns {
+		mux.Handle(p, s.dispatch(methods))
 	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeJSON(w, http.StatusNotFound, Message{fmt.Sprintf("There is nothing at %s; /openapi.json lists every path.", r.URL.Path)})
+	mux.HandleFunc("/", notFound)
+	return foreignPagesRefused(plainPaths(mux))
+}
+
+// plainPaths keeps paths with empty or dotted segments, however they are
+// encoded, from being tidied up into others: nobody who means well sends them.
+func plainPaths(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p := r.URL.Path; p == "" || p[0] != '/' || strings.Contains(p, "//") || path.Clean(p) != p && path.Clean(p)+"/" != p {
+			notFound(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
 	})
-	return foreignPagesRefused(mux)
+}
+
+func notFound(w http.ResponseWriter, r *http.Request) {
+	writeJSON(w, http.StatusNotFound, Message{fmt.Sprintf("There is nothing at %s; /openapi.json lists every path.", cut(strings.ToValidUTF8(r.URL.Path, "\uFFFD")))})
 }
 
 // foreignPagesRefused keeps a browser's page of another origin from changing
@@ -199,9 +238,12 @@ func foreignPagesRefused(next http.Handler) http.Handler {
 
 // patterns returns the mux patterns of a route; the prefix itself is answered
 // with and without its slash.
-func patterns(rt route) []string {
-	if rt.path == "/{$}" {
+func (rt route) patterns() []string {
+	switch {
+	case rt.path == "/{$}" && !rt.bare:
 		return []string{Prefix, Prefix + "/{$}"}
+	case rt.path == "/":
+		return []string{"/{$}"}
 	}
 	return []string{rt.fullPath()}
 }
@@ -214,6 +256,7 @@ func (s *Server) dispatch(methods map[string]route) http.Handler {
 			allowed = append(allowed, http.MethodHead)
 		}
 	}
+	slices.Sort(allowed)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		method := r.Method
 		if method == http.MethodHead {
@@ -222,7 +265,7 @@ func (s *Server) dispatch(methods map[string]route) http.Handler {
 		rt, known := methods[method]
 		if !known {
 			w.Header().Set("Allow", strings.Join(allowed, ", "))
-			writeJSON(w, http.StatusMethodNotAllowed, Message{fmt.Sprintf("%s is not possible here; possible: %s.", r.Method, strings.Join(allowed, ", "))})
+			writeJSON(w, http.StatusMethodNotAllowed, Message{fmt.Sprintf("%s is not possible here; possible: %s.", cut(r.Method), strings.Join(allowed, ", "))})
 			return
 		}
 		s.serveRoute(rt, w, r)
@@ -233,36 +276,76 @@ func (s *Server) dispatch(methods map[string]route) http.Handler {
 func (s *Server) serveRoute(rt route, w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
 	status := http.StatusOK
+	var who caller
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("a handler failed", zap.String("path", rt.path), zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
 			status = http.StatusInternalServerError
+			s.audit(rt, r, who, nil, status, "a fault of this server")
 			writeJSON(w, status, Message{"This server has a fault; its log names it."})
 		}
 		s.metrics.served(rt, status, time.Since(started))
 	}()
 	r.Body = http.MaxBytesReader(w, r.Body, maxBodyBytes)
-	who, fail := s.authenticate(rt, r)
+	acc := s.access.Load()
+	who, fail := s.authenticate(acc, rt, r)
 	var checked args
+	if fail == nil {
+		fail = checkNames(rt, r)
+	}
 	if fail == nil {
 		checked, fail = parseArgs(rt, r)
 	}
 	if fail != nil {
 		status = fail.status
 		s.audit(rt, r, who, nil, status, fail.text)
-		writeJSON(w, status, fail.body)
+		fail.write(w)
 		return
 	}
-	status = s.carryOut(rt, w, r, who, checked)
+	status = s.carryOut(w, &request{route: rt, http: r, args: checked, caller: who, access: acc})
 }
 
-func (s *Server) carryOut(rt route, w http.ResponseWriter, r *http.Request, who caller, checked args) int {
-	req := &request{http: r, args: checked, caller: who}
+// longestName bounds a name in a path, in bytes.
+const longestName = 253
+
+// checkNames refuses names in the path that name nothing and could be taken for
+// something else further on: a path of the store, or lines of a log.
+func checkNames(rt route, r *http.Request) *failure {
+	for _, name := range rt.names() {
+		value := r.PathValue(name)
+		if value != "" && len(value) <= longestName && utf8.ValidString(value) && value != "." && value != ".." &&
+			!strings.ContainsFunc(value, func(c rune) bool { return c == '/' || unicode.IsControl(c) }) {
+			continue
+		}
+		if rt.method == get && name == "node" {
+			return nodeNotFound()
+		}
+		if rt.method == get {
+			return refuse(http.StatusNotFound, fmt.Sprintf("There is no %s of that name: a name has at most %d bytes, and neither slashes nor control characters.", name, longestName))
+		}
+		return refuse(http.StatusBadRequest, fmt.Sprintf("That is no %s's name: one has at most %d bytes, and neither slashes nor control characters. Nothing was changed.", name, longestName))
+	}
+	return nil
+}
+
+// names are those of the values in the path.
+func (rt route) names() []string {
+	var names []string
+	for segment := range strings.SplitSeq(rt.path, "/") {
+		if strings.HasPrefix(segment, "{") && segment != "{$}" {
+			names = append(names, strings.Trim(segment, "{}"))
+		}
+	}
+	return names
+}
+
+func (s *Server) carryOut(w http.ResponseWriter, req *request) int {
+	rt, r, who, checked := req.route, req.http, req.caller, req.args
 	if rt.stream != nil {
 		req.ctx = r.Context()
 		if err := rt.stream(s, w, req); err != nil {
 			f := s.failureFor(err)
-			writeJSON(w, f.status, f.body)
+			f.write(w)
 			return f.status
 		}
 		return http.StatusOK
@@ -276,25 +359,10 @@ func (s *Server) carryOut(rt route, w http.ResponseWriter, r *http.Request, who 
 	if err != nil {
 		f := s.failureFor(err)
 		s.audit(rt, r, who, checked, f.status, f.text)
-		writeJSON(w, f.status, f.body)
+		f.write(w)
 		return f.status
 	}
 	s.audit(rt, r, who, checked, a.status, a.change)
-	writeJSON(w, a.status, a.body)
+	writeAnswer(w, r, a)
 	return a.status
-}
-
-// audit records each request that changes something, or would have.
-func (s *Server) audit(rt route, r *http.Request, who caller, given args, status int, result string) {
-	if rt.method == get {
-		return
-	}
-	if given.has("sealed") { // what was sent in its place by mistake may be the password itself
-		given = maps.Clone(given)
-		given["sealed"] = "[secret]"
-	}
-	s.log.Info("change requested",
-		zap.String("who", who.name), zap.Stringer("role", who.role), zap.String("from", r.RemoteAddr),
-		zap.String("method", rt.method), zap.String("path", r.URL.Path), zap.Any("arguments", given),
-		zap.Int("status", status), zap.String("result", result))
 }

@@ -58,7 +58,7 @@ func TestSecrets(t *testing.T) {
 func TestSecretsThatAreRefused(t *testing.T) {
 	w := newWorld(t)
 	core, logs := observer.New(zap.InfoLevel)
-	w.server.log = zap.New(core)
+	w.server.auditLog = zap.New(core)
 	_, form := sealedWord("word")
 	for _, c := range []struct{ path, form, want string }{
 		{"bmc", "sealed=hunter2", "not a sealed password"},

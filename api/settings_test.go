@@ -120,6 +120,6 @@ func TestClientReadsSettingsErrors(t *testing.T) {
 		t.Errorf("%+v %v", a, err)
 	}
 	_, err = client.SetDomainState(t.Context(), "hv2", "flush")
-	expectClass(t, err, cluster.ErrRefused, "does not manage workloads")
+	expectClass(t, err, cluster.ErrRefused, "this version does not manage")
 	_ = stop()
 }

@@ -87,14 +87,13 @@ type DiskResources struct {
 
 func (s *Server) getStatus(r *request) (answer, error) {
 	return s.facts(r.ctx, func(st state) (any, error) {
-		nodes := make([]cluster.NodeView, 0, len(st.snap.Nodes))
-		for _, name := range st.names() {
-			nodes = append(nodes, st.snap.Nodes[name])
+		all, err := s.rendered(r.ctx, st)
+		if err != nil {
+			return nil, err
 		}
-		status := statusFrom(st, s.renderNodes(r.ctx, st, nodes), s.readWords(r.ctx, st, st.names()), s.deviceTests(r.ctx, st, st.names()))
-		status.PVCVersion = s.cfg.Version
-		if ip, err := s.deps.Texts.ReadText(r.ctx, cluster.Key{Kind: cluster.KeyUpstreamIP}); err == nil && ip.Value != "" {
-			status.UpstreamIP = ip.Value
+		status, err := all.status()
+		if err != nil {
+			return nil, fmt.Errorf("encode the status: %w", err)
 		}
 		return status, nil
 	})
@@ -105,13 +104,12 @@ func statusFrom(st state, nodes []Node, words []NodeWord, tests []DeviceTest) St
 		UpstreamIP: cluster.NoNode, ClusterName: st.snap.ClusterName.Value,
 		HealthMsg: []string{}, StorageHealth: "N/A", StorageHealthMsg: []string{},
 		NodeHealth: map[string]NodeHealth{}, Nodes: map[string]int{"total": len(nodes)},
-		VMs: map[string]int{"total": 0}, OSDs: map[string]int{"total": 0}}
+		VMs: workloadCounts(st, nodes), OSDs: map[string]int{"total": 0}}
 	if h := st.holder(); h != "" {
 		out.PrimaryNode = string(h)
 	}
 	for _, n := range nodes {
 		out.Nodes[n.DaemonState+","+n.DomainState]++
-		out.VMs["total"] += n.DomainsCount
 		out.NodeHealth[n.Name] = nodeHealth(n)
 		out.Resources.add(n)
 	}
@@ -148,6 +146,7 @@ const (
 	deltaGuard     = 10
 	deltaFault     = 10 // of what a node publishes against its own health
 	deltaDevice    = 10 // a fence device that could not be used now
+	deltaWorkload  = 10 // one that should run and does not come up by itself, or lacks copies
 )
 
 func clusterHealth(st state, nodes []Node, words []NodeWord, tests []DeviceTest) ClusterHealth {
@@ -179,6 +178,11 @@ func clusterHealth(st state, nodes []Node, words []NodeWord, tests []DeviceTest)
 	for _, d := range tests {
 		if d.Fault != "" && !h.tells(d.Detail) {
 			add("FENCE_DEVICE_"+string(d.Node)+"_"+d.Device, deltaDevice, "%s", deviceTrouble(d))
+		}
+	}
+	for _, name := range st.workloads() {
+		if text := workloadTrouble(name, st.snap.Workloads[name]); text != "" {
+			add("WORKLOAD_"+name, deltaWorkload, "%s", text)
 		}
 	}
 	for _, n := range nodes {

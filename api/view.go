@@ -2,9 +2,11 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"sort"
 	"sync"
 	"time"
@@ -39,7 +41,21 @@ type ClusterView struct {
 	Fences        []cluster.FenceRecord    `json:"fences"`
 	Orders        []cluster.FenceOrder     `json:"orders"` // of operators, not carried out yet
 	Failover      cluster.FailoverSettings `json:"failover"`
+	Workloads     []WorkloadSummary        `json:"workloads"`
+	Reprovision   AutoReprovision          `json:"reprovision"`
+	Rebalance     RebalanceView            `json:"rebalance"`
 	Store         StoreView                `json:"store"`
+}
+
+// WorkloadSummary is one workload in few words.
+type WorkloadSummary struct {
+	Name   string                `json:"name"`
+	Kind   cluster.WorkloadKind  `json:"kind"`
+	Driver string                `json:"driver"`
+	State  cluster.WorkloadState `json:"state"`
+	Reason string                `json:"reason,omitempty"`
+	Wanted bool                  `json:"wanted"`
+	Chain  []cluster.NodeID      `json:"chain"` // the active copy's node first; empty: nobody fills that place
 }
 
 // LeaseView is the primary lease as observed by this server.
@@ -76,7 +92,8 @@ type NodeSummary struct {
 	DaemonState      cluster.DaemonState `json:"daemon_state"`
 	CoordinatorState cluster.RouterState `json:"coordinator_state"`
 	DomainState      cluster.DomainState `json:"domain_state"`
-	Alive            bool                `json:"alive"` // its session lives
+	Alive            bool                `json:"alive"`              // its session lives
+	Settling         bool                `json:"settling,omitempty"` // its daemon runs, and its copies of workloads are ending, as it is being stopped
 	Incarnation      cluster.Incarnation `json:"incarnation,omitempty"`
 	Priority         int                 `json:"priority"`
 	Addresses        []string            `json:"addresses,omitempty"`
@@ -104,15 +121,19 @@ type view struct {
 	away    bool
 	since   cluster.Instant // when away last changed
 	sight   cluster.Instant // when the store was last seen to answer
-	counter uint64
+	counter uint64          // of changes of the view
+	version string          // names the counter among those of all servers
 	shape   []byte
-	changed chan struct{} // closed at the next change of version
+	// workloads are those that shape was made with: a snapshot shares their map with
+	// the one before where none of them has changed.
+	workloads map[string]cluster.Versioned[cluster.Workload]
+	changed   chan struct{} // closed at the next change of version
 }
 
 func newView(clock cluster.Clock, t cluster.Timing, token string) *view {
 	return &view{clock: clock, margin: t.TakerMargin,
 		late:  t.KeepaliveInterval * time.Duration(t.FenceIntervals),
-		token: token, away: true, since: clock.Now(), changed: make(chan struct{})}
+		token: token, version: token + "-0", away: true, since: clock.Now(), changed: make(chan struct{})}
 }
 
 // follow adopts snapshots until ctx ends. The lease's expiry is a change that
@@ -160,12 +181,14 @@ func (v *view) adopt(snap *cluster.Snapshot) {
 }
 
 func (v *view) recountLocked() {
-	shape := v.stateLocked(v.clock.Now()).shape()
-	if bytes.Equal(shape, v.shape) {
+	st := v.stateLocked(v.clock.Now())
+	shape := st.shape()
+	if bytes.Equal(shape, v.shape) && sameMap(v.workloads, st.snap.Workloads) {
 		return
 	}
-	v.shape = shape
+	v.shape, v.workloads = shape, st.snap.Workloads
 	v.counter++
+	v.version = fmt.Sprintf("%s-%d", v.token, v.counter)
 	close(v.changed)
 	v.changed = make(chan struct{})
 }
@@ -190,7 +213,7 @@ func (v *view) current(now cluster.Instant) state {
 
 func (v *view) stateLocked(now cluster.Instant) state {
 	st := state{snap: v.snap, now: now, asOf: v.sight, margin: v.margin, late: v.late,
-		version: fmt.Sprintf("%s-%d", v.token, v.counter), changed: v.changed}
+		version: v.version, counter: v.counter, changed: v.changed}
 	if v.away {
 		st.away = max(now.Sub(v.since), time.Millisecond)
 	}
@@ -206,6 +229,7 @@ type state struct {
 	margin  time.Duration
 	late    time.Duration
 	version string
+	counter uint64
 	changed <-chan struct{}
 }
 
@@ -260,7 +284,20 @@ func (st state) silence(n cluster.NodeView) time.Duration {
 
 // cluster renders the whole view.
 func (st state) cluster() ClusterView {
-	c := ClusterView{Version: st.version, Stale: !st.readable(), PrimaryWanted: st.wish(),
+	c := st.coordination()
+	if st.snap == nil {
+		return c
+	}
+	for _, name := range st.workloads() {
+		v := workloadView(name, st.snap.Workloads[name])
+		c.Workloads = append(c.Workloads, WorkloadSummary{v.Name, v.Kind, driverText(cluster.Workload{Driver: v.Driver, Agent: v.Agent}), v.State, cmp.Or(v.Error, v.Reason), v.Wanted, v.Chain})
+	}
+	return c
+}
+
+// coordination is the view without the workloads, of which there may be many.
+func (st state) coordination() ClusterView {
+	c := ClusterView{Workloads: []WorkloadSummary{}, Rebalance: RebalanceView{State: RebalanceNone}, Version: st.version, Stale: !st.readable(), PrimaryWanted: st.wish(),
 		PrimaryNode: string(st.holder()), RoleLock: []LockView{}, Nodes: []NodeSummary{}, Fences: []cluster.FenceRecord{}, Orders: []cluster.FenceOrder{}}
 	c.Store.AwaySeconds = st.away.Seconds()
 	if st.snap == nil {
@@ -285,6 +322,7 @@ func (st state) cluster() ClusterView {
 	if s.Failover.Present {
 		c.Failover = s.Failover.Value
 	}
+	c.Reprovision, c.Rebalance = autoReprovision(st.reprovision()), rebalanceView(s.Rebalance)
 	for _, name := range st.names() {
 		n := s.Nodes[name]
 		c.Nodes = append(c.Nodes, st.summary(n))
@@ -321,7 +359,7 @@ func maintenanceView(s *cluster.Snapshot) MaintenanceView {
 func (st state) summary(n cluster.NodeView) NodeSummary {
 	v := NodeSummary{Name: n.Name, Mode: n.Mode.Value, DaemonState: n.Daemon.Value,
 		CoordinatorState: n.Router.Value, DomainState: n.Domain.Value,
-		Alive: n.Alive.Present, Incarnation: n.Record.Value.Incarnation,
+		Alive: n.Alive.Present, Settling: settles(n), Incarnation: n.Record.Value.Incarnation,
 		Priority: n.Record.Value.Priority, Addresses: n.Record.Value.Addresses}
 	if n.Keepalive.Present {
 		age := st.now.Sub(n.Keepalive.SeenAt).Seconds()
@@ -343,7 +381,10 @@ func (st state) summary(n cluster.NodeView) NodeSummary {
 // shape is the view without what changes by itself: ages, the version, and the
 // stamp of a waiting candidate.
 func (st state) shape() []byte {
-	c := st.cluster()
+	c := st.coordination()
+	if st.snap != nil { // of a reset that is ordered, or done, the settings tell nothing
+		c.Workloads = append(c.Workloads, WorkloadSummary{Name: st.snap.Reprovision.Value.Reset, Reason: st.snap.Reprovision.Value.Done})
+	}
 	c.Version, c.Store.AwaySeconds = "", 0
 	for i := range c.Nodes {
 		c.Nodes[i].KeepaliveAge = nil
@@ -356,4 +397,10 @@ func (st state) shape() []byte {
 		return fmt.Appendf(nil, "%v %d", err, st.now)
 	}
 	return raw
+}
+
+// sameMap reports whether both are one and the same map. The first is held, so
+// that no later one lies where it lay.
+func sameMap[K comparable, V any](a, b map[K]V) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }

@@ -1,11 +1,15 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
+
+	"pvc.internal/cluster"
 )
 
 // Ages are the seconds since each node's keepalive was last seen to change.
@@ -59,39 +63,130 @@ func (s *Server) longPoll(w http.ResponseWriter, r *request, since string) error
 			waiting = false
 		case <-r.ctx.Done():
 			return r.ctx.Err()
+		case <-r.access.replaced:
+			if fail := s.still(r); fail != nil {
+				return fail
+			}
 		case <-s.stopping:
 			waiting = false
 		}
 	}
-	writeJSON(w, http.StatusOK, s.view.current(s.now()).cluster())
+	text, err := s.clusterEvent(s.view.current(s.now()))
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	writeText(w, http.StatusOK, text.body)
 	return nil
 }
 
 // streamEvents sends "cluster" events with the version as id, and "ages".
 func (s *Server) streamEvents(w http.ResponseWriter, r *request, since string) {
-	out := &eventStream{w: w, control: http.NewResponseController(w)}
+	out := &eventStream{w: w, control: http.NewResponseController(w), within: s.sendWithin}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no")
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
-	out.comment("watching")
+	out.write([]byte(": watching\n\n"))
 	for out.err == nil {
 		st := s.view.current(s.now())
 		if st.version != since {
-			out.send("cluster", st.version, st.cluster())
-			since = st.version
+			text, err := s.clusterEvent(st)
+			if err != nil {
+				return
+			}
+			out.write(text.event)
+			since = text.version
 		}
 		select {
 		case <-st.changed:
 		case <-beat.C:
-			out.send("ages", "", st.ages())
+			text, err := s.agesEvent()
+			if err != nil {
+				return
+			}
+			out.write(text)
+		case <-r.access.replaced:
+			if s.still(r) != nil {
+				return
+			}
 		case <-r.ctx.Done():
 			return
 		case <-s.stopping:
 			return
 		}
 	}
+}
+
+// broadcast keeps what was sent last, encoded once for all watchers.
+type broadcast struct {
+	mu      sync.Mutex
+	cluster broadcastText
+	ages    broadcastText
+}
+
+// broadcastText is not changed once it is kept.
+type broadcastText struct {
+	counter uint64 // of the view, with its name
+	version string
+	made    cluster.Instant
+	event   []byte // with what surrounds the body; nil before the first
+	body    []byte // within event
+}
+
+// clusterEvent is the view, or a later one, as an event and as a body. Its ages
+// are a beat old at most.
+func (s *Server) clusterEvent(st state) (broadcastText, error) {
+	b := &s.broadcast
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if last := b.cluster; last.event != nil && last.counter >= st.counter && st.now.Sub(last.made) < beatEvery {
+		return last, nil
+	}
+	text, err := textOf("cluster", st.version, st.cluster())
+	if err != nil {
+		return text, err
+	}
+	text.counter, text.version, text.made = st.counter, st.version, st.now
+	b.cluster = text
+	return text, nil
+}
+
+// agesEvent is the ages as an event; watchers share those of half a beat.
+func (s *Server) agesEvent() ([]byte, error) {
+	b := &s.broadcast
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := s.now()
+	if b.ages.event != nil && now.Sub(b.ages.made) < beatEvery/2 {
+		return b.ages.event, nil
+	}
+	text, err := textOf("ages", "", s.view.current(now).ages())
+	if err != nil {
+		return nil, err
+	}
+	text.made = now
+	b.ages = text
+	return text.event, nil
+}
+
+func textOf(event, id string, data any) (broadcastText, error) {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return broadcastText{}, fmt.Errorf("encode the event %q: %w", event, err)
+	}
+	var text bytes.Buffer
+	fmt.Fprintf(&text, "event: %s\n", event)
+	if id != "" {
+		fmt.Fprintf(&text, "id: %s\n", id)
+	}
+	text.WriteString("data: ")
+	from := text.Len()
+	text.Write(raw)
+	text.WriteString("\n\n")
+	whole := bytes.Clone(text.Bytes()) // no larger than it is: it may stay for long
+	return broadcastText{event: whole, body: whole[from : from+len(raw)+1]}, nil
 }
 
 func (st state) ages() Ages {
@@ -110,30 +205,16 @@ func (st state) ages() Ages {
 type eventStream struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
+	within  time.Duration // of one event
 	err     error
 }
 
-func (e *eventStream) send(event, id string, data any) {
-	raw, err := json.Marshal(data)
-	if err != nil {
-		e.err = err
-		return
-	}
-	text := "event: " + event + "\n"
-	if id != "" {
-		text += "id: " + id + "\n"
-	}
-	e.write(text + "data: " + string(raw) + "\n\n")
-}
-
-func (e *eventStream) comment(text string) { e.write(": " + text + "\n\n") }
-
-func (e *eventStream) write(text string) {
+func (e *eventStream) write(text []byte) {
 	if e.err != nil {
 		return
 	}
-	_ = e.control.SetWriteDeadline(time.Now().Add(sendTimeout))
-	if _, e.err = e.w.Write([]byte(text)); e.err == nil {
+	_ = e.control.SetWriteDeadline(time.Now().Add(e.within))
+	if _, e.err = e.w.Write(text); e.err == nil {
 		e.err = e.control.Flush()
 	}
 }

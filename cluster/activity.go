@@ -49,6 +49,9 @@ type Activity struct {
 	Lease   NodeLeaseID    `json:"lease"`         // under whose leases; zero while it waits
 	Parent  ActivityID     `json:"parent,omitempty"`
 	Unsafe  bool           `json:"unsafe,omitempty"`
+	Hard    bool           `json:"hard,omitempty"`    // it runs and nobody interrupts it: it, or one above it, is a hard failover
+	Quiet   bool           `json:"quiet,omitempty"`   // told of only where it lasts or fails
+	Retry   bool           `json:"retry,omitempty"`   // of what the history has told already: not told again
 	Running []string       `json:"running,omitempty"` // its subtasks
 	Killed  []string       `json:"killed,omitempty"`  // those that had to be killed
 	// Survives are subtasks that outlived their stop.
@@ -158,11 +161,14 @@ func (e *StopOrdered) Error() string { return fmt.Sprintf("stopped by %s: %s", e
 // Preempted is the cause of an activity's end that a more urgent one needs.
 type Preempted struct {
 	Name string
-	By   ActivityID
+	By   ActivityID // empty: it has not begun yet
 }
 
 // Error names who needs the domain.
 func (e *Preempted) Error() string {
+	if e.By == "" {
+		return fmt.Sprintf("interrupted: %s is due and comes first", e.Name)
+	}
 	return fmt.Sprintf("stopped because %s (%s) needs the domain at once", e.Name, e.By)
 }
 

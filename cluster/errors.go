@@ -13,6 +13,7 @@ var (
 	ErrSchemaNewer   = errors.New("the tree's schema is newer than this program")
 	ErrForeignTree   = errors.New("this state folder belongs to another cluster or node")
 	ErrEmptyTree     = errors.New("the ZooKeeper tree is empty but this node remembers a cluster")
+	ErrHalfRestored  = errors.New("the tree is only half restored: a restore is under way, or was killed")
 	ErrAuth          = errors.New("ZooKeeper refused the credentials")
 	ErrTooLarge      = errors.New("request exceeds the 512 KiB limit")
 	ErrLockTimeout   = errors.New("lock not obtained in time")

@@ -19,6 +19,9 @@ const (
 	OwnerNode DeadlineOwner = "node"
 )
 
+// NodeEpoch is the epoch of every deadline of OwnerNode, and of what hangs on it.
+const NodeEpoch Epoch = 1
+
 // RoleDeadline is an absolute instant of this host at which the guard ends all
 // that hangs on the owner, whatever the agent does (I3).
 type RoleDeadline struct {
@@ -38,6 +41,11 @@ type ServiceKind string
 const (
 	ServiceHook ServiceKind = "hook" // a program that runs as long as the role
 	ServiceUnit ServiceKind = "unit" // a systemd unit, started and stopped over D-Bus
+	// ServiceActions is what a program brings up and another takes down (an OCF
+	// agent's start and stop): Command runs to its end in the service's own control
+	// group, and what it leaves there, if anything, is the service. To end it Stop
+	// is run, and then nothing is left in the group.
+	ServiceActions ServiceKind = "actions"
 )
 
 // ServiceSpec is a primary-only service.
@@ -49,6 +57,17 @@ type ServiceSpec struct {
 	Unit         string        `json:"unit,omitempty"`
 	StartTimeout time.Duration `json:"start_timeout"` // default 10 s
 	StopTimeout  time.Duration `json:"stop_timeout"`  // SIGTERM to SIGKILL, default 5 s
+	// Stop is the argv that takes an actions service down, within StopTimeout; it
+	// runs also where the start has failed or was cut off. Its exit status must be 0.
+	Stop []string `json:"stop,omitempty"`
+	// Env is what Command, Check and Stop get beside the guard's own few variables.
+	Env []string `json:"env,omitempty"`
+	// Restart starts a hook again so long after it has ended by itself; 0: never.
+	Restart time.Duration `json:"restart,omitempty"`
+	// User is whom Command runs as, a name; "": as the guard.
+	User string `json:"user,omitempty"`
+	// Note is kept with the service and given back by ServiceState.
+	Note string `json:"note,omitempty"`
 }
 
 // ServiceState is a service as the guard sees it.
@@ -58,6 +77,18 @@ type ServiceState struct {
 	PID     int    `json:"pid,omitempty"`
 	Checked bool   `json:"checked"` // its check has passed since it was started
 	Error   string `json:"error,omitempty"`
+	// Owner is whose deadline it hangs on. Kind and Note are the specification's.
+	Owner DeadlineOwner `json:"owner,omitempty"`
+	Kind  ServiceKind   `json:"kind,omitempty"`
+	Note  string        `json:"note,omitempty"`
+	// Starts counts how often a hook was started, the first time included.
+	Starts int `json:"starts,omitempty"`
+	// Left: though it does not run something of it is here, or may be: a process of
+	// its group, or what an actions service has made and its Stop has not taken down.
+	Left bool `json:"left,omitempty"`
+	// Ending: what it hung on is over, and it is being ended. Nothing can be made of it
+	// any more; a start by its name waits for its end.
+	Ending bool `json:"ending,omitempty"`
 }
 
 // GuardState is all that a guard holds, as verified against the kernel.
@@ -74,7 +105,7 @@ type GuardState struct {
 
 // GuardEvent is something the guard did or saw of its own accord.
 type GuardEvent struct {
-	Kind  string        `json:"kind"` // ended, address_lost, address_conflict, gate_lost, service_exited, fault
+	Kind  string        `json:"kind"` // ended, address_lost, address_conflict, gate_lost, service_exited, service_restarted, fault
 	Owner DeadlineOwner `json:"owner,omitempty"`
 	Epoch Epoch         `json:"epoch,omitempty"`
 	Name  string        `json:"name,omitempty"`

@@ -6,6 +6,10 @@ import "time"
 // every earlier one's (I2). Zero is before the first holder.
 type Epoch uint64
 
+// RestoreGap is how far above every epoch that backup and tree tell of a restored
+// cluster begins: versions of records count from their beginning again then.
+const RestoreGap Epoch = 1 << 20
+
 // Lease is the record of who is primary. It is released by an empty holder and
 // never deleted. Its znode version is the token every renewal compares and sets.
 type Lease struct {

@@ -126,8 +126,17 @@ type NodeRecord struct {
 	Addresses   []string    `json:"addresses,omitempty"` // floating addresses it can carry, CIDR@interface
 	MACs        []string    `json:"macs,omitempty"`      // hardware addresses of the floating interfaces, so that a conflict probe knows the holder
 	Fencing     string      `json:"fencing,omitempty"`   // device kind, for display only
+	// LatestSchema is the newest schema that this start's program can write; 0, of
+	// a program that tells nothing, counts as 1. The leaf latestschema says the
+	// same to people only: it would outlive a program that was taken back.
+	LatestSchema int `json:"latest_schema,omitempty"`
 	// Watchdog is this start's word on its watchdog; nil: there is none to count on.
 	Watchdog *WatchdogWord `json:"watchdog,omitempty"`
+	// Settling says that this start's copies of workloads are ending, since the whole
+	// node is being stopped: it is given none any more. Nothing is moved off it by
+	// that, and it lives: it is fenced as any other. A program that tells nothing of
+	// it does not settle.
+	Settling bool `json:"settling,omitempty"`
 }
 
 // FloatingAddress is an address that the primary, and nobody else, answers for.

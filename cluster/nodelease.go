@@ -149,7 +149,7 @@ func (a NodeLeaseAnswer) Valid() error {
 		return fmt.Errorf("the lease answer's time of service %s is not believable", a.Held)
 	case len(a.Chain) > maxLeaseName || len(a.Detail) > maxLeaseText || len(a.Code) > maxLeaseName:
 		return fmt.Errorf("the lease answer has a text that is too long")
-	case a.Epoch < 0 || a.Epoch > MaxEpoch:
+	case a.Epoch > MaxEpoch:
 		return fmt.Errorf("the lease answer's epoch %d is not between 0 and %d", a.Epoch, MaxEpoch)
 	}
 	return nil

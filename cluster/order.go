@@ -21,6 +21,9 @@ type FenceOrder struct {
 	Reason      string      `json:"reason"`      // never empty for OrderConfirm
 	By          string      `json:"by"`          // the caller, as the audit record names it
 	UnixMS      int64       `json:"unix_ms"`     // when it was ordered, for people
+	// Unsafe, of OrderFence, has its first try made without a majority of the node
+	// leases, and skips nothing else. Programs that do not know it wait for one.
+	Unsafe bool `json:"unsafe,omitempty"`
 }
 
 // EndOrder ends an order that has been answered or taken back, as it was seen.

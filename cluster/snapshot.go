@@ -32,6 +32,10 @@ type NodeView struct {
 	Order     Versioned[FenceOrder] // an operator's, not carried out yet
 }
 
+// Settles reports whether the node has said that its copies of workloads are ending:
+// nothing is placed there any more.
+func (v NodeView) Settles() bool { return v.Record.Err == nil && v.Record.Value.Settling }
+
 // Snapshot is an immutable view of the coordination records. A consumer never
 // edits it; a producer never edits one it has handed out.
 type Snapshot struct {
@@ -52,8 +56,13 @@ type Snapshot struct {
 	Quorum            Versioned[QuorumSet]
 	Members           Versioned[Members]     // emptied: nobody was removed yet
 	MemberOrder       Versioned[MemberOrder] // an operator's, not carried out yet
+	Schema            Versioned[int]         // the tree's, which all that write to it keep to
 	RoleLock          []LockChild            // ordered by Seq
-	Nodes             map[NodeID]NodeView
+	// Workloads are all records of workloads, by name; those that cannot be read, too.
+	Workloads   map[string]Versioned[Workload]
+	Reprovision Versioned[ReprovisionSettings]
+	Rebalance   Versioned[Rebalance]
+	Nodes       map[NodeID]NodeView
 }
 
 // MaintenanceRecord says who put the cluster into maintenance, why, and until when.

@@ -298,6 +298,13 @@ func (t Timing) checkNodes(o TimingOptions, v *verdict) {
 	v.must(asked < t.NodeLeasePeriod-t.NodeLeaseGrace,
 		"2 × node_lease_renew + the request timeout (0.8 × keepalive_interval) = %v must be less than node_lease_period − node_lease_grace = %v, or one lost request loses the lease: lower node_lease_renew or raise node_lease_period",
 		asked, t.NodeLeasePeriod-t.NodeLeaseGrace)
+	v.must(t.NodeLeasePeriod <= MaxNodeLeaseWait,
+		"node_lease_period %v must be at most %v, for no node believes in a longer promise: lower node_lease_period",
+		t.NodeLeasePeriod, MaxNodeLeaseWait)
+	drift := t.NodeLeasePeriod / 50
+	v.must(t.NodeLeaseGrace >= drift,
+		"node_lease_grace %v must be at least 2 %% of node_lease_period = %v, since two clocks may go wrong by 1 %% each, or a leader believes in a lease that the node has ended: raise node_lease_grace or lower node_lease_period",
+		t.NodeLeaseGrace, drift)
 }
 
 // checkStore checks the session against what the ZooKeeper server is set to,

@@ -66,6 +66,11 @@ func TestEachRelationIsRefused(t *testing.T) {
 			[2]string{"399ms", "400ms"}, "raise session_timeout"},
 		{"node lease", func(t *Timing, _ *TimingOptions) { t.NodeLeaseRenew = 1600 * ms },
 			[2]string{"4s", "4s"}, "lower node_lease_renew"},
+		{"longest node lease", func(t *Timing, _ *TimingOptions) {
+			t.NodeLeasePeriod, t.NodeLeaseGrace = 10*time.Minute+ms, 13*time.Second
+		}, [2]string{"10m0.001s", "10m0s"}, "lower node_lease_period"},
+		{"node lease against the clocks", func(t *Timing, _ *TimingOptions) { t.NodeLeaseGrace = 99 * ms },
+			[2]string{"99ms", "100ms"}, "raise node_lease_grace"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -101,6 +106,10 @@ func TestRelationsHoldAtTheirEdge(t *testing.T) {
 		"failed fence":       func(_ *Timing, o *TimingOptions) { o.FailedFenceWait = 10 * time.Second },
 		"session":            func(_ *Timing, o *TimingOptions) { o.GrantedSession = 400 * ms; o.SyncLimit = 1 },
 		"node lease":         func(t *Timing, _ *TimingOptions) { t.NodeLeaseRenew = 1599 * ms },
+		"longest node lease": func(t *Timing, _ *TimingOptions) {
+			t.NodeLeasePeriod, t.NodeLeaseGrace = 10*time.Minute, 12*time.Second
+		},
+		"node lease against the clocks": func(t *Timing, _ *TimingOptions) { t.NodeLeaseGrace = 100 * ms },
 	} {
 		timing, o := ProfileLAN(), gated
 		change(&timing, &o)

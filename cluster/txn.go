@@ -46,6 +46,11 @@ const (
 	KeyNodeLeases                // NodeLeases, as the primary holds them
 	KeyLogDir                    // (node) what holds KeyLog; to be deleted only
 	KeyActivity                  // (name) ActivityRecord
+	KeyFactsDir                  // "": what holds KeyFacts; made once, by migration
+	KeyFacts                     // (node) string: Facts, encoded by Facts.Encode; "" none yet
+	KeyWorkload                  // (name) Workload
+	KeyReprovision               // ReprovisionSettings
+	KeyRebalance                 // Rebalance
 )
 
 // Key identifies one record.

@@ -17,6 +17,15 @@ const (
 	RefuseNoAnswer        RefusalCode = "no_answer"          // a coordinator has not answered yet
 )
 
+// The refusals of the janitor: why it leaves a workload's copies as they are.
+const (
+	RefuseCopiesSilent      RefusalCode = "copies_silent"       // a node of its chain has not said what it has
+	RefuseCorruptedNodeList RefusalCode = "corrupted_node_list" // its list or chain names what is no member
+	RefuseBadCopies         RefusalCode = "bad_copies"          // several copies are active, none of them the head's
+	RefuseLastCopyLost      RefusalCode = "last_copy_lost"      // its head's node is proven dead, and nobody else has a copy
+	RefuseNoNodeForCopy     RefusalCode = "no_node_for_copy"    // no node may have a copy of it now
+)
+
 // Spend is an action's share of the failover budget. It belongs into the very
 // Multi that is the effect, so that a failover that did not happen costs
 // nothing and none is ever counted twice.

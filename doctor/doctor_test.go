@@ -433,6 +433,7 @@ func TestUnits(t *testing.T) {
 		"sound":         {Unit{Ours: true, Load: "loaded", Active: "active", File: "enabled"}, OK, "active and enabled"},
 		"stopped":       {Unit{Ours: true, Load: "loaded", Active: "failed", File: "enabled"}, Problem, "is failed"},
 		"not enabled":   {Unit{Ours: true, Load: "loaded", Active: "active", File: "disabled"}, Problem, "systemctl enable u"},
+		"barred":        {Unit{Ours: true, Load: "loaded", Active: "active", File: "enabled", Barred: "user u cannot read f: `chgrp u f`"}, Problem, "cannot read f"},
 		"not installed": {Unit{Ours: true, Load: "not-found"}, Unchecked, "make install"},
 		"role's":        {Unit{Load: "loaded", Active: "inactive", File: "disabled"}, OK, "inactive now"},
 		"role's, at boot": {Unit{Load: "loaded", Active: "active", File: "enabled"}, Problem,

@@ -93,6 +93,7 @@ type Unit struct {
 	Load   string // LoadState
 	Active string // ActiveState
 	File   string // UnitFileState
+	Barred string // what its own user cannot read, and the remedy; "" if nothing
 }
 
 // Units judges our daemons' units and those that the role starts.
@@ -108,6 +109,9 @@ func Units(units []Unit) []Finding {
 			l.problem(u.Name, "`systemctl disable "+u.Name+"`: the role starts and stops it", "is enabled, so that it starts at boot on a node that does not hold the role")
 		case !u.Ours:
 			l.ok(u.Name, "the role starts it; %s now", u.Active)
+		case u.Barred != "":
+			why, remedy, _ := strings.Cut(u.Barred, ": ")
+			l.problem(u.Name, remedy, "%s", why)
 		case u.Active != "active":
 			l.problem(u.Name, "`systemctl status "+u.Name+"` and `journalctl -u "+u.Name+"`; then `systemctl start "+u.Name+"`", "is %s", u.Active)
 		case !strings.HasPrefix(u.File, "enabled"):

@@ -15,6 +15,11 @@ type Records struct {
 	Views    map[cluster.NodeID]cluster.View       // as published; missing: none that can be read
 	Tests    map[cluster.NodeID]cluster.FenceTests // the newest of each node's devices
 	Doubts   []string                              // what of views and tests could not be read
+	// Half says that the tree is a half restored one; empty: it is not.
+	Half string
+	// Remembers is the cluster that the node which looks belongs to, by its own
+	// state folder; empty: none, or nobody's folder was looked at.
+	Remembers string
 }
 
 // names are the nodes in order.
@@ -44,7 +49,15 @@ func (r Records) holder() cluster.NodeID {
 // Cluster judges the cluster as its records show it.
 func Cluster(r Records) []Finding {
 	l := &list{check: CheckCluster}
-	if !r.Snapshot.ClusterName.Present {
+	switch there := r.Snapshot.ClusterName.Present; {
+	case r.Half != "":
+		l.problem("tree", "wait for the restore's end, or run `pvc cluster restore FILE` again if nobody is at it; daemons wait until then", "%s", r.Half)
+		return l.findings
+	case !there && r.Remembers != "":
+		l.problem("tree", "is zookeeper.servers, or zookeeper.root, another one's? Else `pvc cluster restore FILE` from the newest backup, on one node; the daemons go on by themselves then. Not `pvc cluster init`: it forgets everything",
+			"ZooKeeper's data is gone: there is no cluster at zookeeper.root, and this node remembers cluster %q", r.Remembers)
+		return l.findings
+	case !there:
 		l.problem("tree", "`pvc cluster init --name NAME`, once, on one node; zookeeper.root if the cluster lives elsewhere", "there is no cluster in ZooKeeper at zookeeper.root")
 		return l.findings
 	}

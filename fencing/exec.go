@@ -197,8 +197,11 @@ func offThenRead(ctx context.Context, d Device, order func(context.Context) erro
 	for ordered, denied := false, 0; ; {
 		left := remaining(ctx, d.Timeout) - readReserve(d)
 		if !ordered && (again.IsZero() || left > 0 && !time.Now().Before(again)) {
-			orderErr = within(ctx, max(left, time.Millisecond), order)
-			ordered, again = orderErr == nil, time.Now().Add(d.Timeout/10)
+			err := within(ctx, max(left, time.Millisecond), order)
+			ordered, again = err == nil, time.Now().Add(d.Timeout/10)
+			if orderErr == nil || !errors.Is(err, context.DeadlineExceeded) {
+				orderErr = err // that one more was cut off says less than why the last was refused
+			}
 		}
 		result := ResultUnknown
 		err := within(ctx, readShare(remaining(ctx, d.Timeout)), func(ctx context.Context) (err error) { result, err = status(ctx); return err })

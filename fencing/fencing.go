@@ -32,9 +32,9 @@ type Soft interface {
 	// It does not block.
 	Answers(n cluster.NodeID) bool
 	// Stop asks exactly the start of the node that the record names to end what
-	// it protects, and returns when it says that it has, when it does not answer
-	// or refuses, or when ctx ends.
-	Stop(ctx context.Context, r cluster.FenceRecord) error
+	// it protects, by the right of the fence's activity, and returns when it says
+	// that it has, when it does not answer or refuses, or when ctx ends.
+	Stop(ctx context.Context, t cluster.Token, r cluster.FenceRecord) error
 }
 
 // Options are what a Fencer is made of. All but those named optional are needed.

@@ -443,7 +443,10 @@ type softly struct {
 
 func (s *softly) Answers(cluster.NodeID) bool { return s.answers }
 
-func (s *softly) Stop(ctx context.Context, r cluster.FenceRecord) error {
+func (s *softly) Stop(ctx context.Context, t cluster.Token, r cluster.FenceRecord) error {
+	if err := t.Check(); err != nil {
+		return err
+	}
 	if s.asked = append(s.asked, r.Incarnation); r.Stage != cluster.FenceSoft || r.ID == "" || r.Epoch == 0 || r.By == "" {
 		return fmt.Errorf("asked by %+v: %w", r, cluster.ErrRefused)
 	}
@@ -505,7 +508,9 @@ func TestTheSoftStageIsCarriedOn(t *testing.T) {
 func TestDeviceReports(t *testing.T) {
 	inRealm(t, func(t *testing.T, r *realm) {
 		p := r.lead("a")
-		p.fencer.TestRun = p.run
+		p.fencer.TestRun = func(ctx context.Context, q cluster.RunRequest) (cluster.RunResult, error) {
+			return p.run(ctx, cluster.Token{}, q)
+		}
 		reports := p.fencer.TestDevices(r.ctx, "B", "c")
 		if len(reports) != 3 {
 			t.Fatalf("%+v", reports)

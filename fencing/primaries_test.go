@@ -268,7 +268,7 @@ func (p *primary) Unlock(ctx context.Context, kind cluster.KeyKind, child cluste
 }
 
 // run is an attempt's child, as the guard runs it.
-func (p *primary) run(ctx context.Context, q cluster.RunRequest) (cluster.RunResult, error) {
+func (p *primary) run(ctx context.Context, _ cluster.Token, q cluster.RunRequest) (cluster.RunResult, error) {
 	var a Attempt
 	if err := json.Unmarshal(q.Stdin, &a); err != nil {
 		return cluster.RunResult{}, err

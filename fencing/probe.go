@@ -186,8 +186,11 @@ func (t Tester) one(ctx context.Context, d Device, into *DeviceTest) {
 	if run == nil {
 		run = runBelow
 	}
-	runner := Runner{Run: run, Argv: t.Argv}.For(into.Node, "")
-	result, err := runner.child(ctx, 0, d, ActionTest)
+	below := func(ctx context.Context, _ cluster.Token, r cluster.RunRequest) (cluster.RunResult, error) {
+		return run(ctx, r)
+	}
+	runner := Runner{Run: below, Argv: t.Argv}.For(into.Node, "")
+	result, err := runner.child(ctx, d, ActionTest)
 	if err != nil {
 		fail(FaultUnclear, err)
 		return

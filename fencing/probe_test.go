@@ -114,7 +114,7 @@ func TestTwoSuppliesOfWhichOneLies(t *testing.T) {
 	if len(honest.orders) != 1 || len(liar.orders) != 1 {
 		t.Errorf("orders %v and %v", honest.orders, liar.orders)
 	}
-	if attempts, proven := runner.Status(t.Context(), 7, [][]Device{{left, right}}); proven {
+	if attempts, proven := runner.Status(t.Context(), live(7), [][]Device{{left, right}}); proven {
 		t.Errorf("proven by status: %+v", attempts)
 	}
 	attempts, proven = runner.Off(t.Context(), live(7), [][]Device{{left, right}, {agent}})
@@ -129,7 +129,7 @@ func TestTwoSuppliesOfWhichOneLies(t *testing.T) {
 	if attempts, proven = runner.Off(t.Context(), live(7), [][]Device{{right, agent}}); !proven {
 		t.Errorf("a mixed level: %+v", attempts)
 	}
-	if attempts, proven = runner.Status(t.Context(), 7, [][]Device{{right, agent}}); !proven {
+	if attempts, proven = runner.Status(t.Context(), live(7), [][]Device{{right, agent}}); !proven {
 		t.Errorf("a mixed level read again: %+v", attempts)
 	}
 }

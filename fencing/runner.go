@@ -21,8 +21,9 @@ const childSlack = 2 * time.Second
 // role of whoever ordered it.
 type Runner struct {
 	// Run starts one program under a deadline's owner and waits for it
-	// (the guard's).
-	Run func(ctx context.Context, r cluster.RunRequest) (cluster.RunResult, error)
+	// (the guard's), by the token of whom it belongs to, which it asks at the
+	// last instant before.
+	Run func(ctx context.Context, t cluster.Token, r cluster.RunRequest) (cluster.RunResult, error)
 	// Argv is the program that calls AttemptMain, with its arguments.
 	Argv []string
 	// WallMS reads the wall clock in unix milliseconds, for the record's readers.
@@ -32,8 +33,8 @@ type Runner struct {
 
 	node        cluster.NodeID // see For
 	incarnation cluster.Incarnation
-	token       *cluster.Token // the right to change the power; nil: only looked at
-	lost        *atomic.Bool   // an attempt was begun, and whether it has ended is not known; nil: nobody asks
+	token       cluster.Token // of the activity that the children belong to
+	lost        *atomic.Bool  // an attempt was begun, and whether it has ended is not known; nil: nobody asks
 }
 
 // For returns a runner whose attempts know which node and which incarnation of
@@ -47,27 +48,29 @@ func (r Runner) For(node cluster.NodeID, incarnation cluster.Incarnation) Runner
 // attempt made, and whether every device of one level confirmed. It orders
 // nothing once the token is dead.
 func (r Runner) Off(ctx context.Context, token cluster.Token, levels [][]Device) ([]cluster.FenceAttempt, bool) {
-	r.token = &token
-	return r.walk(ctx, token.Epoch(), levels, ActionOff)
+	r.token = token
+	return r.walk(ctx, levels, ActionOff)
 }
 
-// Status reads every device of each level until one level reads off as a whole.
-func (r Runner) Status(ctx context.Context, epoch cluster.Epoch, levels [][]Device) ([]cluster.FenceAttempt, bool) {
-	return r.walk(ctx, epoch, levels, ActionStatus)
+// Status reads every device of each level until one level reads off as a whole,
+// in children of the token's activity.
+func (r Runner) Status(ctx context.Context, token cluster.Token, levels [][]Device) ([]cluster.FenceAttempt, bool) {
+	r.token = token
+	return r.walk(ctx, levels, ActionStatus)
 }
 
 // On orders the devices on, all at once; it does not wait for the node. It
 // orders nothing once the token is dead.
 func (r Runner) On(ctx context.Context, token cluster.Token, devices []Device) []cluster.FenceAttempt {
-	r.token = &token
-	return r.together(ctx, token.Epoch(), devices, ActionOn)
+	r.token = token
+	return r.together(ctx, devices, ActionOn)
 }
 
-func (r Runner) walk(ctx context.Context, epoch cluster.Epoch, levels [][]Device, action string) ([]cluster.FenceAttempt, bool) {
+func (r Runner) walk(ctx context.Context, levels [][]Device, action string) ([]cluster.FenceAttempt, bool) {
 	var all []cluster.FenceAttempt
 	ladder := NewLadder(levels)
 	for level := ladder.Level(); level != nil && ctx.Err() == nil; level = ladder.Level() {
-		results := r.together(ctx, epoch, level, action)
+		results := r.together(ctx, level, action)
 		all = append(all, results...)
 		ladder = ladder.Report(results)
 	}
@@ -76,19 +79,19 @@ func (r Runner) walk(ctx context.Context, epoch cluster.Epoch, levels [][]Device
 
 // together tries the devices of one level at the same time: a machine with two
 // supplies must not be cut one after the other's deadline.
-func (r Runner) together(ctx context.Context, epoch cluster.Epoch, devices []Device, action string) []cluster.FenceAttempt {
+func (r Runner) together(ctx context.Context, devices []Device, action string) []cluster.FenceAttempt {
 	results := make([]cluster.FenceAttempt, len(devices))
 	var wait sync.WaitGroup
 	for i, device := range devices {
-		wait.Go(func() { results[i] = r.one(ctx, epoch, device, action) })
+		wait.Go(func() { results[i] = r.one(ctx, device, action) })
 	}
 	wait.Wait()
 	return results
 }
 
-func (r Runner) one(ctx context.Context, epoch cluster.Epoch, d Device, action string) cluster.FenceAttempt {
+func (r Runner) one(ctx context.Context, d Device, action string) cluster.FenceAttempt {
 	attempt := cluster.FenceAttempt{Device: d.Name, Action: action, StartedUnixMS: r.WallMS(), Result: ResultUnknown}
-	result, err := r.child(ctx, epoch, d, action)
+	result, err := r.child(ctx, d, action)
 	if err != nil {
 		attempt.Error = err.Error()
 		return attempt
@@ -104,7 +107,7 @@ func (r Runner) unordered() {
 	}
 }
 
-func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action string) (AttemptResult, error) {
+func (r Runner) child(ctx context.Context, d Device, action string) (AttemptResult, error) {
 	limit := d.withDefaults().Timeout + childSlack
 	ctx, cancel := context.WithTimeout(ctx, askShare(d.withDefaults())+limit+childSlack) // the reading of the password included
 	defer cancel()
@@ -120,13 +123,13 @@ func (r Runner) child(ctx context.Context, epoch cluster.Epoch, d Device, action
 	if owner == "" {
 		owner = cluster.OwnerPrimary
 	}
-	if r.token != nil {
-		if err := r.token.Check(); err != nil { // at the last instant before the effect
+	if action == ActionOff || action == ActionOn {
+		if err := r.token.Check(); err != nil { // a device is only looked at by no right of anybody's
 			r.unordered()
 			return AttemptResult{}, fmt.Errorf("%s is not ordered of device %q: %w", action, d.Name, err)
 		}
 	}
-	out, err := r.Run(ctx, cluster.RunRequest{Owner: owner, Epoch: epoch, Argv: r.Argv, Stdin: stdin, Timeout: limit})
+	out, err := r.Run(ctx, r.token, cluster.RunRequest{Owner: owner, Epoch: r.token.Epoch(), Argv: r.Argv, Stdin: stdin, Timeout: limit})
 	if err != nil {
 		if r.lost != nil && !errors.Is(err, cluster.ErrRefused) && !errors.Is(err, cluster.ErrStaleEpoch) {
 			r.lost.Store(true) // the guard may have begun it

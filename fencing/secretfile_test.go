@@ -79,7 +79,9 @@ func TestAPasswordThatIsNoFileIsRefusedAtOnce(t *testing.T) {
 		d.PasswordFile, d.Timeout = path, 4*time.Second
 		told := make(chan AttemptResult, 1)
 		go func() {
-			result, err := childRunner(t).child(t.Context(), 1, d, ActionOff)
+			runner := childRunner(t)
+			runner.token = live(1)
+			result, err := runner.child(t.Context(), d, ActionOff)
 			if err != nil {
 				result.Error = err.Error()
 			}

@@ -245,7 +245,7 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-func (b *bench) run(ctx context.Context, r cluster.RunRequest) (cluster.RunResult, error) {
+func (b *bench) run(ctx context.Context, _ cluster.Token, r cluster.RunRequest) (cluster.RunResult, error) {
 	var a Attempt
 	if err := json.Unmarshal(r.Stdin, &a); err != nil {
 		return cluster.RunResult{}, err

@@ -204,7 +204,7 @@ func (w *work) ask(ctx context.Context) {
 	defer cancel()
 	began := time.Now()
 	attempt := cluster.FenceAttempt{Device: string(w.node), Action: ActionSoft, StartedUnixMS: w.WallMS(), Result: ResultStopped}
-	if err := w.Soft.Stop(asking, r); err != nil {
+	if err := w.Soft.Stop(asking, w.token, r); err != nil {
 		attempt.Result, attempt.Error = ResultUnknown, clip(err.Error())
 	}
 	attempt.Micros = time.Since(began).Microseconds()
@@ -327,7 +327,7 @@ func (w *work) verify(ctx context.Context) error {
 	if w.proven != nil {
 		levels = [][]Device{w.proven}
 	}
-	attempts, ok := w.runner().Status(ctx, w.epoch, levels)
+	attempts, ok := w.runner().Status(ctx, w.token, levels)
 	return w.after(ctx, attempts, ok)
 }
 

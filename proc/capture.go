@@ -14,8 +14,8 @@ type streams struct {
 	stderr *capture
 }
 
-// launchCaptured starts a run with its output captured and its input fed.
-func (c Command) launchCaptured() (*Process, *streams, error) {
+// launchCaptured starts a program with its output captured and its input fed.
+func (c Command) launchCaptured(prefix string) (*Process, *streams, error) {
 	limit := c.OutputLimit
 	if limit <= 0 {
 		limit = DefaultOutputLimit
@@ -53,7 +53,7 @@ func (c Command) launchCaptured() (*Process, *streams, error) {
 		return nil, nil, err
 	}
 	files = append(files, inR)
-	p, err := launch(c, runPrefix, inR, outW, errW)
+	p, err := launch(c, prefix, inR, outW, errW)
 	if err != nil {
 		outR.Close()
 		errR.Close()

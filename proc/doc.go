@@ -8,5 +8,6 @@
 //
 // Run is for programs that end (fence agents, plugins, checks); Start is for
 // those that run as long as a role, and Adopt finds one of them again after
-// its parent was restarted. BootClock is the clock of every daemon.
+// its parent was restarted. Act is for programs that bring something up and end,
+// leaving it (an OCF agent's start), or do something to it later. BootClock is the clock of every daemon.
 package proc

@@ -75,6 +75,11 @@ func newGroup(slice, prefix, label string) (*group, error) {
 	if _, done := swept.LoadOrStore(parent, true); !done {
 		sweepRuns(parent)
 	}
+	return makeGroup(parent, prefix, label)
+}
+
+// makeGroup makes an empty control group in this directory.
+func makeGroup(parent, prefix, label string) (*group, error) {
 	path := filepath.Join(parent, fmt.Sprintf("%s%s.%d.%s", prefix, ownerTag(), groupCounter.Add(1), label))
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, fmt.Errorf("make control group: %w", err)
@@ -190,10 +195,18 @@ func pidNamespace() string {
 var swept sync.Map
 
 // SweepRuns ends what the runs of callers that no longer live have left below
-// the slice, without waiting. The first Run or Start below a slice does it, too.
+// the slice (empty: this process's own group), without waiting: SIGKILL is on its
+// way to all of it when this returns. A daemon calls it before it does anything;
+// the first Run or Start below a slice does it, too.
 func SweepRuns(slice string) {
-	if mountPoint() != "" {
+	switch {
+	case mountPoint() == "":
+	case slice != "":
 		sweepRuns(filepath.Join(mountPoint(), filepath.Clean("/"+slice)))
+	default:
+		if own := groupOf(os.Getpid()); own != "" {
+			sweepRuns(own)
+		}
 	}
 }
 

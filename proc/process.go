@@ -78,14 +78,14 @@ func launch(c Command, prefix string, stdin, stdout, stderr *os.File) (*Process,
 	}
 	if !c.noGroup {
 		p := &Process{name: filepath.Base(path), done: make(chan struct{})}
-		if p.group, err = newGroup(c.Slice, prefix, label(p.name)); err == nil {
+		if p.group, err = c.group(prefix, label(p.name)); err == nil {
 			if err = p.begin(c, prefix, path, stdin, stdout, stderr); err == nil {
 				return p, nil
 			}
 			p.group.remove() // perhaps a sandbox without clone3: once more without a group
 		}
 	}
-	p := &Process{name: filepath.Base(path), done: make(chan struct{}), mark: newMark()}
+	p := &Process{name: filepath.Base(path), done: make(chan struct{}), mark: c.mark()}
 	if err := p.begin(c, prefix, path, stdin, stdout, stderr); err != nil {
 		return nil, fmt.Errorf("start %s: %w: %w", path, ErrNotStarted, err)
 	}
@@ -100,6 +100,16 @@ func (p *Process) begin(c Command, prefix, path string, stdin, stdout, stderr *o
 	}
 	// A session of its own: no terminal, and one signal reaches the whole group.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if c.User != "" {
+		who, home, err := credential(c.User)
+		if err != nil {
+			return err
+		}
+		cmd.SysProcAttr.Credential = who
+		if _, told := c.Env["HOME"]; !told {
+			cmd.Env = append(cmd.Env, "HOME="+home)
+		}
+	}
 	if prefix == runPrefix {
 		// Nobody waits for a run whose caller is gone: an order to a fence device
 		// must not reach it later (I5). Should a thread of ours end, it ends early,
@@ -116,6 +126,9 @@ func (p *Process) begin(c Command, prefix, path string, stdin, stdout, stderr *o
 		return err
 	}
 	p.pid = cmd.Process.Pid
+	if prefix == servicePrefix || c.Ordinary {
+		makeOrdinary(p)
+	}
 	p.start, _ = StartTime(p.pid) // a zombie still has one: nobody but await reaps it
 	direct.Lock()
 	direct.byPID[p.pid] = p
@@ -148,16 +161,9 @@ func (p *Process) await(cmd *exec.Cmd) {
 // belongs to a later process; what the old one may have left in its control
 // group is then EndGroup's.
 func Adopt(pid int, starttime uint64) (*Process, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	handle, s, err := holdPid(pid, starttime)
 	if err != nil {
-		return nil, fmt.Errorf("adopt process %d: %w", pid, ErrGone)
-	}
-	handle := os.NewFile(uintptr(fd), "pidfd")
-	// Read after the descriptor was opened, so that both mean one process.
-	s, err := readStat(pid)
-	if err != nil || s.start != starttime || s.ended() {
-		handle.Close()
-		return nil, fmt.Errorf("adopt process %d: %w", pid, ErrGone)
+		return nil, fmt.Errorf("adopt process %d: %w", pid, err)
 	}
 	p := &Process{pid: pid, start: starttime, name: s.comm, done: make(chan struct{}), exit: Exit{Code: -1}}
 	if path := groupOf(pid); isOurs(path) {
@@ -173,13 +179,7 @@ func Adopt(pid int, starttime uint64) (*Process, error) {
 func (p *Process) awaitAdopted(handle *os.File) {
 	defer close(p.done)
 	defer handle.Close()
-	raw, err := handle.SyscallConn()
-	if err == nil {
-		err = raw.Read(func(fd uintptr) bool {
-			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-			return n > 0
-		})
-	}
+	err := awaitEnd(handle)
 	for err != nil && alive(p.pid, p.start) {
 		time.Sleep(10 * time.Millisecond) // a kernel that cannot poll the descriptor
 	}
@@ -189,6 +189,12 @@ func (p *Process) awaitAdopted(handle *os.File) {
 func isOurs(path string) bool {
 	base := filepath.Base(path)
 	return strings.HasPrefix(base, servicePrefix) || strings.HasPrefix(base, runPrefix)
+}
+
+// ofThisPackage reports whether the path names a control group of this package,
+// with or without processes in it.
+func ofThisPackage(path string) bool {
+	return mountPoint() != "" && strings.HasPrefix(path, mountPoint()+"/") && isOurs(path)
 }
 
 // alive reports whether exactly this process still runs.
@@ -342,7 +348,7 @@ func describe(living []stat) string {
 // returns once it is verified empty and removed. A path that does not name a
 // group of this package is refused; one that is gone already is no error.
 func EndGroup(ctx context.Context, path string) error {
-	if mountPoint() == "" || !strings.HasPrefix(filepath.Clean(path), mountPoint()+"/") || !isOurs(path) {
+	if !ofThisPackage(filepath.Clean(path)) {
 		return fmt.Errorf("end control group %s: it is not one of ours, nothing was touched", path)
 	}
 	g := openGroup(filepath.Clean(path))

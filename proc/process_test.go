@@ -52,10 +52,10 @@ func TestStopKillsWhatDoesNotGo(t *testing.T) {
 		if err := p.Stop(t.Context(), 100*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took < 100*time.Millisecond || took > 5*time.Second {
+		if took := time.Since(began); took < 100*time.Millisecond || took > 20*time.Second {
 			t.Errorf("took %v with a grace of 100 ms", took)
 		}
-		if running(p.Pid()) || running(grandchild) {
+		if survives(p.Pid()) || survives(grandchild) {
 			t.Fatal("something of it lives on")
 		}
 	})
@@ -109,7 +109,7 @@ func TestAdoptFindsTheSameProcessOnly(t *testing.T) {
 		if err := a.Stop(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
-		if running(p.Pid()) || running(grandchild) {
+		if survives(p.Pid()) || survives(grandchild) {
 			t.Fatal("something of it lives on")
 		}
 		if exit, err := a.Wait(t.Context()); err != nil || exit.Known {
@@ -137,7 +137,7 @@ func TestEndGroupEndsWhatADeadMainProcessLeft(t *testing.T) {
 	if err := EndGroup(t.Context(), p.Group()); err != nil {
 		t.Fatal(err)
 	}
-	if running(grandchild) || len(Services(c.Slice)) != 0 {
+	if survives(grandchild) || len(Services(c.Slice)) != 0 {
 		t.Fatal("something is left")
 	}
 	if err := EndGroup(t.Context(), p.Group()); err != nil {

@@ -47,6 +47,15 @@ type Command struct {
 	Slice string
 	// Output is where a child of Start writes; nil means this process's standard error.
 	Output *os.File
+	// User is whom the program runs as, a name of this host's, with that user's
+	// groups and home; empty means as this process. Only root may name another.
+	User string
+	// Ordinary takes from a run what this process may have taken for itself alone
+	// (makeOrdinary); what outlives this process never has it.
+	Ordinary bool
+	// Within puts the child into what another Process holds (Act only): its end is
+	// this one's end, too. Slice is not used then.
+	Within *Process
 
 	noGroup bool // tests: as if there were no control groups
 }
@@ -77,7 +86,7 @@ func Run(ctx context.Context, c Command) (Result, error) {
 		fmt.Errorf("killed after %v: %w", c.Timeout, cluster.ErrDeadline))
 	defer cancel()
 	began := time.Now()
-	p, s, err := c.launchCaptured()
+	p, s, err := c.launchCaptured(runPrefix)
 	if err != nil {
 		return Result{ExitCode: -1, Duration: time.Since(began)}, err
 	}
@@ -126,6 +135,9 @@ func (c Command) environ(mark string) []string {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
 		}
+	}
+	if c.User != "" { // its HOME is below, not this process's
+		env = append(env, "USER="+c.User, "LOGNAME="+c.User)
 	}
 	for name, value := range c.Env {
 		env = append(env, name+"="+value)

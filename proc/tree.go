@@ -17,6 +17,10 @@ import (
 // where there is no control group to tell.
 const markName = "PVC_CHILD"
 
+// markWithin stands between the mark of a Process and that of what was started
+// within it.
+const markWithin = "."
+
 // newMark makes this process the reaper of its orphaned descendants, so that
 // the walk can find them, and returns a fresh mark.
 func newMark() string {
@@ -67,7 +71,7 @@ func treeOf(p *Process) []stat {
 		// A process that shares our session is a child that some other part of
 		// this process runs.
 		orphan := mark == noMark && s.ppid == self && ownErr == nil && s.sid != own.sid
-		if mark == p.mark || orphan && isOrphanOf(s, p) {
+		if mark == p.mark || strings.HasPrefix(mark, p.mark+markWithin) || orphan && isOrphanOf(s, p) {
 			member[s.pid] = true
 		}
 	}

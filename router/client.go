@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -31,7 +32,10 @@ const (
 // The guard acts on Extend in the order in which one client sent it, before
 // anything sent later. All else runs side by side there: who needs an order
 // between two calls awaits the first. A call whose context has ended is never
-// sent, so that none follows an End for which its context was ended (I3).
+// sent, so that none follows an End for which its context was ended (I3). What
+// gives something takes a cluster.Token, which is asked when nothing but the
+// sending is left; what only takes away, or looks, is never refused for want of
+// one.
 type Client struct {
 	path   string
 	log    *zap.Logger
@@ -41,7 +45,8 @@ type Client struct {
 
 	dialing sync.Mutex // one dial at a time
 	mu      sync.Mutex
-	link    *link // nil: not connected
+	link    *link                            // nil: not connected
+	others  map[chan cluster.GuardEvent]bool // who reads events besides (Subscribe)
 }
 
 // NewClient returns a client of the guard that listens on this socket, and
@@ -49,7 +54,7 @@ type Client struct {
 func NewClient(socketPath string, log *zap.Logger) *Client {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Client{path: socketPath, log: log, events: make(chan cluster.GuardEvent, eventQueue),
-		cancel: cancel, ended: make(chan struct{})}
+		cancel: cancel, ended: make(chan struct{}), others: map[chan cluster.GuardEvent]bool{}}
 	go c.keep(ctx)
 	return c
 }
@@ -144,25 +149,48 @@ func (c *Client) dial(ctx context.Context) (*link, error) {
 	return l, nil
 }
 
-// push queues an event, dropping the oldest where nobody reads.
+// push queues an event for each reader.
 func (c *Client) push(e cluster.GuardEvent) {
+	queue(c.events, e)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for other := range c.others {
+		queue(other, e)
+	}
+}
+
+// queue queues an event, dropping the oldest where nobody reads.
+func queue(to chan cluster.GuardEvent, e cluster.GuardEvent) {
 	for {
 		select {
-		case c.events <- e:
+		case to <- e:
 			return
 		default:
 		}
 		select {
-		case <-c.events:
+		case <-to:
 		default:
 		}
 	}
 }
 
-// call sends one request and waits for its answer. A request that certainly
-// was not sent goes out again once on a new connection; one whose answer was
-// lost does not, and the error says so.
+// call sends one request that gives nothing, and waits for its answer.
 func (c *Client) call(ctx context.Context, m Method, params, result any) error {
+	return c.send(ctx, func() error { return nil }, m, params, result)
+}
+
+// order sends a request that gives something at an epoch, by a token of it.
+func (c *Client) order(ctx context.Context, t cluster.Token, e cluster.Epoch, m Method, params, result any) error {
+	if t.Epoch() != e {
+		return fmt.Errorf("ask the guard to %s at epoch %d by a token of epoch %d: %w: %w", m, e, t.Epoch(), cluster.ErrNoToken, cluster.ErrRefused)
+	}
+	return c.send(ctx, t.Check, m, params, result)
+}
+
+// send sends one request, if leave is given then, and waits for its answer. A
+// request that certainly was not sent goes out again once on a new connection;
+// one whose answer was lost does not, and the error says so.
+func (c *Client) send(ctx context.Context, leave func() error, m Method, params, result any) error {
 	raw, err := json.Marshal(params)
 	if err != nil {
 		return fmt.Errorf("encode guard request %s: %w", m, err)
@@ -172,9 +200,9 @@ func (c *Client) call(ctx context.Context, m Method, params, result any) error {
 		if err != nil {
 			return err
 		}
-		answer, sent, err := l.roundTrip(ctx, Message{Method: m, Params: raw})
+		answer, sent, err := l.roundTrip(ctx, Message{Method: m, Params: raw}, leave)
 		switch {
-		case err != nil && !sent && !again && ctx.Err() == nil:
+		case err != nil && !sent && !again && ctx.Err() == nil && !errors.Is(err, cluster.ErrNoToken):
 			continue
 		case err != nil:
 			return fmt.Errorf("ask the guard to %s: %w", m, err)
@@ -199,19 +227,19 @@ func (c *Client) State(ctx context.Context) (cluster.GuardState, error) {
 
 // Begin starts or adopts a role until the deadline. It fails with
 // cluster.ErrStaleEpoch or cluster.ErrDeadline.
-func (c *Client) Begin(ctx context.Context, d cluster.RoleDeadline) error {
-	return c.call(ctx, MethodBegin, d, nil)
+func (c *Client) Begin(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
+	return c.order(ctx, t, d.Epoch, MethodBegin, d, nil)
 }
 
 // Extend moves a live role's deadline, either way. It fails with
 // cluster.ErrDeadline if the guard has ended the role.
-func (c *Client) Extend(ctx context.Context, d cluster.RoleDeadline) error {
-	return c.call(ctx, MethodExtend, d, nil)
+func (c *Client) Extend(ctx context.Context, t cluster.Token, d cluster.RoleDeadline) error {
+	return c.order(ctx, t, d.Epoch, MethodExtend, d, nil)
 }
 
 // Present adds the addresses, opens the gate and announces them.
-func (c *Client) Present(ctx context.Context, e cluster.Epoch, addrs []cluster.FloatingAddress) error {
-	return c.call(ctx, MethodPresent, EpochParams{Epoch: e, Addresses: addrs}, nil)
+func (c *Client) Present(ctx context.Context, t cluster.Token, e cluster.Epoch, addrs []cluster.FloatingAddress) error {
+	return c.order(ctx, t, e, MethodPresent, EpochParams{Epoch: e, Addresses: addrs}, nil)
 }
 
 // Withdraw shuts the gate and removes the addresses; they are verified gone.
@@ -220,14 +248,39 @@ func (c *Client) Withdraw(ctx context.Context, e cluster.Epoch) error {
 }
 
 // StartService returns when the service's check has passed.
-func (c *Client) StartService(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error {
-	return c.call(ctx, MethodStartService, EpochParams{Owner: o, Epoch: e, Service: &s}, nil)
+func (c *Client) StartService(ctx context.Context, t cluster.Token, o cluster.DeadlineOwner, e cluster.Epoch, s cluster.ServiceSpec) error {
+	return c.order(ctx, t, e, MethodStartService, EpochParams{Owner: o, Epoch: e, Service: &s}, nil)
 }
 
 // StopService returns when nothing of the service is left; one that is not
 // running is no error.
-func (c *Client) StopService(ctx context.Context, o cluster.DeadlineOwner, e cluster.Epoch, name string) error {
-	return c.call(ctx, MethodStopService, EpochParams{Owner: o, Epoch: e, Name: name}, nil)
+func (c *Client) StopService(ctx context.Context, t cluster.Token, o cluster.DeadlineOwner, e cluster.Epoch, name string) error {
+	return c.order(ctx, t, e, MethodStopService, EpochParams{Owner: o, Epoch: e, Name: name}, nil)
+}
+
+// StartCopy starts the copy of a workload on the node's own deadline, or adopts one
+// that runs by this specification, and returns when its check has passed. It fails
+// with cluster.ErrDeadline while this node's own right is not held.
+//
+// The token is of whatever activity ordered it: what counts is that it lives. The
+// epoch is the node's own, for which nobody else competes, so that a leader's says
+// nothing of it; whose orders this node obeys was decided where it grants leases
+// (I2), and the token asks that again right before the order leaves this process.
+func (c *Client) StartCopy(ctx context.Context, t cluster.Token, s cluster.ServiceSpec) error {
+	return c.send(ctx, t.Check, MethodStartService, EpochParams{Owner: cluster.OwnerNode, Epoch: cluster.NodeEpoch, Service: &s}, nil)
+}
+
+// StopCopy stops a copy by its own rules, by a token as StartCopy's, and returns
+// when nothing of it is left; one that is not there is no error. Where its end
+// cannot be verified it stays held, and the error says what may be left.
+func (c *Client) StopCopy(ctx context.Context, t cluster.Token, name string) error {
+	return c.send(ctx, t.Check, MethodStopService, EpochParams{Owner: cluster.OwnerNode, Epoch: cluster.NodeEpoch, Name: name}, nil)
+}
+
+// LetGo stops a copy by its own rules, as StopCopy does. It is this node's own, when
+// it stops in order: it only takes away, and so it takes no token.
+func (c *Client) LetGo(ctx context.Context, name string) error {
+	return c.call(ctx, MethodStopService, EpochParams{Owner: cluster.OwnerNode, Epoch: cluster.NodeEpoch, Name: name}, nil)
 }
 
 // End ends all that hangs on the owner, now, and returns when verified gone. An
@@ -245,6 +298,23 @@ func (c *Client) Relinquish(ctx context.Context) error {
 	return c.call(ctx, MethodRelinquish, struct{}{}, nil)
 }
 
+// EndCaller has the guard kill this process that long from now, wherever it hangs
+// then: the last rung of a daemon in which something cannot be ended. It is not
+// called off by anything. ctx bounds the wait for the answer only: a guard that
+// reads the question late kills late, not never. A guard of an earlier program
+// does not know it and says so by cluster.ErrRefused.
+func (c *Client) EndCaller(ctx context.Context, within time.Duration) error {
+	pid := os.Getpid()
+	start, err := proc.StartTime(pid)
+	if err != nil {
+		return fmt.Errorf("read when this process (%d) was started: %w", pid, err)
+	}
+	endless, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })()
+	return c.call(endless, MethodEndCaller, EndCallerParams{Start: start, At: proc.BootClock{}.Now().Add(within)}, nil)
+}
+
 // Preflight reports what stands against serving the role on this host.
 func (c *Client) Preflight(ctx context.Context, r cluster.PreflightRequest) (cluster.PreflightResult, error) {
 	var p cluster.PreflightResult
@@ -254,15 +324,29 @@ func (c *Client) Preflight(ctx context.Context, r cluster.PreflightRequest) (clu
 
 // Run runs one program under an owner's deadline and returns when it, and all
 // that it started, is gone. A program that failed is told in the result.
-func (c *Client) Run(ctx context.Context, r cluster.RunRequest) (cluster.RunResult, error) {
+func (c *Client) Run(ctx context.Context, t cluster.Token, r cluster.RunRequest) (cluster.RunResult, error) {
 	res := cluster.RunResult{ExitCode: -1}
-	err := c.call(ctx, MethodRun, r, &res)
+	err := c.order(ctx, t, r.Epoch, MethodRun, r, &res)
 	return res, err
 }
 
 // Events delivers what the guard did of its own accord, oldest dropped. The
 // channel is never closed; what happened while no connection stood is in State.
 func (c *Client) Events() <-chan cluster.GuardEvent { return c.events }
+
+// Subscribe is Events for one more reader, with a queue of its own, until the
+// function that it returns is called.
+func (c *Client) Subscribe() (<-chan cluster.GuardEvent, func()) {
+	own := make(chan cluster.GuardEvent, eventQueue)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.others[own] = true
+	return own, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.others, own)
+	}
+}
 
 // link is one connection.
 type link struct {
@@ -345,7 +429,7 @@ func (l *link) greet(h *Hello) error {
 }
 
 // roundTrip sends the request; sent is false where the guard cannot have seen it.
-func (l *link) roundTrip(ctx context.Context, m Message) (answer Message, sent bool, err error) {
+func (l *link) roundTrip(ctx context.Context, m Message, leave func() error) (answer Message, sent bool, err error) {
 	ch := make(chan Message, 1)
 	l.mu.Lock()
 	l.next++
@@ -361,7 +445,7 @@ func (l *link) roundTrip(ctx context.Context, m Message) (answer Message, sent b
 	if err != nil { // no second try makes it fit; the guard has begun nothing
 		return answer, true, fmt.Errorf("%w before it was sent: %w", cluster.ErrRefused, err)
 	}
-	if sent, err = l.write(ctx, line, deadline); err != nil {
+	if sent, err = l.write(ctx, leave, line, deadline); err != nil {
 		return answer, sent, err
 	}
 	select {
@@ -380,13 +464,16 @@ func (l *link) roundTrip(ctx context.Context, m Message) (answer Message, sent b
 	}
 }
 
-// write sends one line, unless ctx has ended while it waited for its turn. A
-// part of a line makes the connection useless.
-func (l *link) write(ctx context.Context, line []byte, deadline time.Time) (sent bool, err error) {
+// write sends one line, unless ctx has ended while it waited for its turn, or
+// the leave to send it. A part of a line makes the connection useless.
+func (l *link) write(ctx context.Context, leave func() error, line []byte, deadline time.Time) (sent bool, err error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	if ctx.Err() != nil {
 		return false, fmt.Errorf("not sent: %w", context.Cause(ctx))
+	}
+	if err := leave(); err != nil {
+		return false, fmt.Errorf("not sent: %w", err)
 	}
 	_ = l.conn.SetWriteDeadline(deadline)
 	n, err := l.conn.Write(line)
@@ -402,7 +489,7 @@ func (l *link) write(ctx context.Context, line []byte, deadline time.Time) (sent
 // guard that does not read is not waited for.
 func (l *link) sendCancel(id uint64) {
 	if line, err := EncodeMessage(Message{ID: id, Cancel: true}); err == nil {
-		_, _ = l.write(context.Background(), line, time.Now().Add(10*time.Millisecond))
+		_, _ = l.write(context.Background(), func() error { return nil }, line, time.Now().Add(10*time.Millisecond))
 	}
 }
 

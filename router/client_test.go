@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -140,11 +141,11 @@ func TestAnswersOutOfOrderEventsAndReconnection(t *testing.T) {
 	if err := c.connectForTest(ctx); err != nil {
 		t.Fatal(err)
 	}
-	go func() { stopped <- c.StopService(ctx, cluster.OwnerPrimary, 1, "x") }()
+	go func() { stopped <- c.StopService(ctx, may(1), cluster.OwnerPrimary, 1, "x") }()
 	for len(c.current().pending()) == 0 {
 		<-time.After(time.Millisecond)
 	}
-	if err := c.Extend(ctx, cluster.RoleDeadline{}); !errors.Is(err, cluster.ErrDeadline) {
+	if err := c.Extend(ctx, may(0), cluster.RoleDeadline{}); !errors.Is(err, cluster.ErrDeadline) {
 		t.Errorf("Extend behind a slow StopService: %v", err)
 	}
 	if err := <-stopped; err != nil {
@@ -161,7 +162,7 @@ func TestAnswersOutOfOrderEventsAndReconnection(t *testing.T) {
 		t.Error("no error without a guard")
 	}
 	defer fakeGuard(t, path, serve)()
-	if err := c.Extend(soon(t), cluster.RoleDeadline{}); !errors.Is(err, cluster.ErrDeadline) {
+	if err := c.Extend(soon(t), may(0), cluster.RoleDeadline{}); !errors.Is(err, cluster.ErrDeadline) {
 		t.Errorf("after the guard's restart: %v", err)
 	}
 }
@@ -185,7 +186,7 @@ func TestARequestTooLargeToSendIsRefused(t *testing.T) {
 		say(conn, Message{Hello: &Hello{Version: ProtocolVersion}})
 		_, _ = ReadMessage(r)
 	})()
-	_, err := c.Run(soon(t), cluster.RunRequest{Stdin: make([]byte, MaxLine)})
+	_, err := c.Run(soon(t), may(0), cluster.RunRequest{Stdin: make([]byte, MaxLine)})
 	if !errors.Is(err, cluster.ErrRefused) || !errors.Is(err, cluster.ErrTooLarge) {
 		t.Errorf("%v", err)
 	}
@@ -230,7 +231,7 @@ func TestACallThatGaveUpIsNotSentLater(t *testing.T) {
 	l.writing.Lock() // another call is writing
 	ctx, cancel := context.WithCancelCause(soon(t))
 	ended := make(chan error, 1)
-	go func() { ended <- c.Begin(ctx, cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 1}) }()
+	go func() { ended <- c.Begin(ctx, may(1), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 1}) }()
 	why := errors.New("the role has ended")
 	cancel(why)
 	l.writing.Unlock()
@@ -242,5 +243,87 @@ func TestACallThatGaveUpIsNotSentLater(t *testing.T) {
 	}
 	if m := <-got; m != MethodEnd {
 		t.Errorf("the guard was sent %s after its caller had given up", m)
+	}
+}
+
+// may is the right to what is asked of the guard at that epoch.
+func may(e cluster.Epoch) cluster.Token { return mayWhile(e, func() error { return nil }) }
+
+func mayWhile(e cluster.Epoch, live func() error) cluster.Token {
+	return cluster.MintToken(cluster.NewTokenWire(cluster.NodeLeaseID{Epoch: e}, "", "", false), live)
+}
+
+// What gives something is not sent once its token is dead, though that died while
+// the call waited for its turn to write; what takes away needs none.
+func TestNothingIsOrderedByADeadToken(t *testing.T) {
+	c, path := newTestClient(t)
+	got := make(chan Method, 16)
+	defer fakeGuard(t, path, func(conn net.Conn, r *bufio.Reader) {
+		say(conn, Message{Hello: &Hello{Version: ProtocolVersion}})
+		for {
+			m, err := ReadMessage(r)
+			if err != nil {
+				return
+			}
+			got <- m.Method
+			say(conn, Message{ID: m.ID})
+		}
+	})()
+	if err := c.connectForTest(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	over := errors.New("the role has ended")
+	role := cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 7}
+	orders := map[string]func(cluster.Token) error{
+		"begin":   func(k cluster.Token) error { return c.Begin(soon(t), k, role) },
+		"extend":  func(k cluster.Token) error { return c.Extend(soon(t), k, role) },
+		"present": func(k cluster.Token) error { return c.Present(soon(t), k, 7, nil) },
+		"start": func(k cluster.Token) error {
+			return c.StartService(soon(t), k, cluster.OwnerPrimary, 7, cluster.ServiceSpec{})
+		},
+		"stop": func(k cluster.Token) error { return c.StopService(soon(t), k, cluster.OwnerPrimary, 7, "x") },
+		"run": func(k cluster.Token) error {
+			_, err := c.Run(soon(t), k, cluster.RunRequest{Owner: cluster.OwnerPrimary, Epoch: 7})
+			return err
+		},
+	}
+	l := c.current()
+	for name, order := range orders {
+		if err := order(cluster.Token{}); !errors.Is(err, cluster.ErrNoToken) {
+			t.Errorf("%s without a token: %v", name, err)
+		}
+		if err := order(may(6)); !errors.Is(err, cluster.ErrNoToken) {
+			t.Errorf("%s by a token of another epoch: %v", name, err)
+		}
+		var dead atomic.Bool
+		l.writing.Lock() // another call is writing
+		ended := make(chan error, 1)
+		asked := make(chan struct{}, 16)
+		go func() {
+			ended <- order(mayWhile(7, func() error {
+				asked <- struct{}{}
+				if dead.Load() {
+					return over
+				}
+				return nil
+			}))
+		}()
+		for len(l.pending()) == 0 {
+			<-time.After(time.Millisecond)
+		}
+		dead.Store(true)
+		l.writing.Unlock()
+		if err := <-ended; !errors.Is(err, over) || !errors.Is(err, cluster.ErrNoToken) || len(asked) != 1 {
+			t.Errorf("%s by a token that has died meanwhile: %v, asked %d times", name, err, len(asked))
+		}
+		if err := order(may(7)); err != nil {
+			t.Errorf("%s by a live one: %v", name, err)
+		}
+	}
+	if err := errors.Join(c.Withdraw(soon(t), 7), c.End(soon(t), cluster.OwnerPrimary, 7), c.Relinquish(soon(t))); err != nil {
+		t.Errorf("what takes away: %v", err)
+	}
+	if len(got) != len(orders)+3 {
+		t.Errorf("the guard was asked %d times, want %d", len(got), len(orders)+3)
 	}
 }

@@ -29,7 +29,8 @@ const MaxLine = 8 << 20
 type Method string
 
 // The requests, one for each method of agent.Guard, Run for fencing, and the
-// agent's last word.
+// agent's last words. A guard of an earlier program refuses what it does not know;
+// those that came after version 1 are optional, and their callers do without.
 const (
 	MethodState        Method = "state"
 	MethodBegin        Method = "begin"
@@ -42,6 +43,7 @@ const (
 	MethodPreflight    Method = "preflight"
 	MethodRun          Method = "run"
 	MethodRelinquish   Method = "relinquish"
+	MethodEndCaller    Method = "end_caller"
 )
 
 // Message is one line of the protocol in either direction. A client sends
@@ -76,6 +78,16 @@ type EpochParams struct {
 	Name      string                    `json:"name,omitempty"`
 	Service   *cluster.ServiceSpec      `json:"service,omitempty"`
 	Addresses []cluster.FloatingAddress `json:"addresses,omitempty"`
+}
+
+// EndCallerParams are the parameters of end_caller. Whom it names the kernel says,
+// by the socket's credentials: nobody can have another killed.
+type EndCallerParams struct {
+	// Start is the caller's start time in clock ticks after boot, with which its
+	// process id is no later process's.
+	Start uint64 `json:"start"`
+	// At is when it is killed, on CLOCK_BOOTTIME.
+	At cluster.Instant `json:"at"`
 }
 
 // WireError carries an error over the socket, with the sentinel it wraps.

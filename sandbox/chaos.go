@@ -41,33 +41,37 @@ type kindOfTrouble struct {
 	weight      int
 	least, most time.Duration
 	server      bool // strikes coordinators only: it is about their ZooKeeper servers
+	workloads   bool // it is about workloads: where none run it is not drawn
 }
 
 // troubles lists what chaos is made of.
 func troubles() []kindOfTrouble {
 	const s, tenth = time.Second, 100 * time.Millisecond
 	return []kindOfTrouble{
-		{"switch", "a wish for a coordinator, or for none", 6, 0, 0, true},
-		{"maintenance", "maintenance for a while", 1, 2 * s, 6 * s, false},
-		{"agent-kill", "kill -9 of the agent", 4, 2 * tenth, 8 * s, false},
-		{"agent-stop", "SIGSTOP of the agent", 4, 3 * tenth, 8 * s, false},
-		{"agent-term", "SIGTERM of the agent", 2, s, 6 * s, false},
-		{"guard-kill", "kill -9 of the guard", 1, 0, 0, false},
-		{"link-down", "both networks unplugged", 2, s, 10 * s, false},
-		{"zk-cut", "cut off from ZooKeeper alone", 3, s, 12 * s, false},
-		{"zk-cut-out", "nothing reaches ZooKeeper", 2, s, 12 * s, false},
-		{"zk-cut-in", "nothing comes from ZooKeeper", 2, s, 12 * s, false},
-		{"node-cut", "cut off one way from one coordinator", 2, s, 10 * s, false},
-		{"mgmt-cut", "management network unplugged", 2, 2 * s, 10 * s, false},
-		{"power-loss", "power loss", 3, 5 * tenth, 15 * s, false},
-		{"zk-kill", "kill -9 of the ZooKeeper server", 2, 5 * tenth, 6 * s, true},
-		{"zk-stop", "SIGSTOP of the ZooKeeper server", 2, 5 * tenth, 6 * s, true},
-		{"store-stall", "SIGSTOP of every ZooKeeper server", 1, 2 * s, 12 * s, false},
-		{"bmc-unreachable", "the BMC unreachable", 2, 3 * s, 12 * s, false},
-		{"bmc-lying", "the BMC says ok and does nothing", 1, 3 * s, 12 * s, false},
-		{"bmc-password", "the BMC refuses the password", 1, 3 * s, 12 * s, false},
-		{"bmc-slow", "the BMC takes 3 s to switch", 1, 3 * s, 12 * s, false},
-		{"fence-order", "an operator orders a fence", 1, 0, 0, false},
+		{"switch", "a wish for a coordinator, or for none", 6, 0, 0, true, false},
+		{"maintenance", "maintenance for a while", 1, 2 * s, 6 * s, false, false},
+		{"agent-kill", "kill -9 of the agent", 4, 2 * tenth, 8 * s, false, false},
+		{"agent-stop", "SIGSTOP of the agent", 4, 3 * tenth, 8 * s, false, false},
+		{"agent-term", "SIGTERM of the agent", 2, s, 6 * s, false, false},
+		{"guard-kill", "kill -9 of the guard", 1, 0, 0, false, false},
+		{"link-down", "both networks unplugged", 2, s, 10 * s, false, false},
+		{"zk-cut", "cut off from ZooKeeper alone", 3, s, 12 * s, false, false},
+		{"zk-cut-out", "nothing reaches ZooKeeper", 2, s, 12 * s, false, false},
+		{"zk-cut-in", "nothing comes from ZooKeeper", 2, s, 12 * s, false, false},
+		{"node-cut", "cut off one way from one coordinator", 2, s, 10 * s, false, false},
+		{"mgmt-cut", "management network unplugged", 2, 2 * s, 10 * s, false, false},
+		{"power-loss", "power loss", 3, 5 * tenth, 15 * s, false, false},
+		{"zk-kill", "kill -9 of the ZooKeeper server", 2, 5 * tenth, 6 * s, true, false},
+		{"zk-stop", "SIGSTOP of the ZooKeeper server", 2, 5 * tenth, 6 * s, true, false},
+		{"store-stall", "SIGSTOP of every ZooKeeper server", 1, 2 * s, 12 * s, false, false},
+		{"bmc-unreachable", "the BMC unreachable", 2, 3 * s, 12 * s, false, false},
+		{"bmc-lying", "the BMC says ok and does nothing", 1, 3 * s, 12 * s, false, false},
+		{"bmc-password", "the BMC refuses the password", 1, 3 * s, 12 * s, false, false},
+		{"bmc-slow", "the BMC takes 3 s to switch", 1, 3 * s, 12 * s, false, false},
+		{"fence-order", "an operator orders a fence", 1, 0, 0, false, false},
+		{"redis-kill", "kill -9 of the active Redis", 3, 0, 0, false, true},
+		{"move", "a workload is ordered to another node", 4, 0, 0, false, true},
+		{"drain", "a node is drained for a while", 3, 2 * s, 10 * s, false, true},
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,8 +58,18 @@ func (s *Sandbox) runChaos(ctx context.Context, r ChaosRequest, out *lines, rep 
 	if err != nil {
 		return err
 	}
-	if err := s.WaitConverged(ctx); err != nil {
+	runs, err := s.Ready(ctx)
+	if err != nil {
 		return err
+	}
+	if !s.options.Workloads {
+		kinds = slices.DeleteFunc(kinds, func(k kindOfTrouble) bool { return k.workloads })
+	}
+	if len(kinds) == 0 {
+		return errors.New("nothing is left to draw: what was named is about workloads, and none run here")
+	}
+	for _, line := range runs {
+		out.say("%s", line)
 	}
 	limits, err := s.measuredLimits(ctx)
 	if err != nil {
@@ -103,6 +114,10 @@ func (s *Sandbox) bout(ctx context.Context, b Bout, limits Limits, out *lines, r
 	if err := s.resetBudget(limited); err != nil {
 		return fmt.Errorf("before bout %d: %w", b.Number, err)
 	}
+	if err := s.wholeBeforeBout(limited, b, out); err != nil {
+		return err
+	}
+	judged := s.fillBefore(limited, b)
 	name := fmt.Sprintf("bout %d", b.Number)
 	began := now()
 	s.history.Add(Entry{At: began, Kind: KindFault, Name: name, Text: stepInject})
@@ -118,6 +133,9 @@ func (s *Sandbox) bout(ctx context.Context, b Bout, limits Limits, out *lines, r
 	s.history.Add(Entry{Kind: KindFault, Name: name, Text: stepHealed})
 	healed := now()
 	err := s.rests(ctx, name, chaosRest)
+	if err == nil {
+		err = s.countAfter(ctx, judged, out)
+	}
 	rep.Bouts++
 	rep.Moves += len(b.Moves)
 	s.prober.settle(ctx)
@@ -162,6 +180,9 @@ func (s *Sandbox) trouble(m Move, id string) trouble {
 		return t
 	}
 	if t, ok := s.networkTrouble(m, id); ok {
+		return t
+	}
+	if t, ok := s.workloadTrouble(m); ok {
 		return t
 	}
 	signal := func(program string, sig unix.Signal) func(context.Context, *Node) error {
@@ -326,7 +347,9 @@ func (s *Sandbox) mendAll(ctx context.Context) error {
 	}
 	s.storeAway(false)
 	for {
-		err := s.patient(ctx, func(ctx context.Context) error { return s.setMaintenance(ctx, false) })
+		err := s.patient(ctx, func(ctx context.Context) error {
+			return errors.Join(s.setMaintenance(ctx, false), s.mendWorkloads(ctx))
+		})
 		if err == nil || pause(ctx, 100*time.Millisecond) != nil {
 			return err
 		}

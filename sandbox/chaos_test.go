@@ -134,8 +134,8 @@ func TestFaultsAreNamedOnce(t *testing.T) {
 			t.Errorf("FaultNamed(%q): %q, %v", f.Name, got.Text, err)
 		}
 	}
-	if shown != 10 {
-		t.Errorf("the demo has %d faults, want its ten", shown)
+	if shown != 13 {
+		t.Errorf("the demo has %d faults, want its thirteen", shown)
 	}
 	if f, err := FaultNamed("cold-start-10-312"); err != nil || !strings.Contains(f.Text, "312") {
 		t.Errorf("a cold start in an order of one's own: %q, %v", f.Text, err)

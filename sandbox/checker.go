@@ -30,6 +30,10 @@ type Limits struct {
 	// Missed is a gap between two keepalives in which one is missing; zero: I10
 	// is not judged.
 	Missed time.Duration
+	// Right is how long after its last acknowledged keepalive a node may run copies
+	// of workloads (Q·K), Stop what ending one may take; a Right of zero: that is not
+	// judged.
+	Right, Stop time.Duration
 }
 
 // The steps of a fault, in the text of its entries.
@@ -68,6 +72,9 @@ func Check(history []Entry, limits Limits) []Violation {
 	out = append(out, checkIntents(stamped)...)
 	out = append(out, checkRestarts(written, limits)...)
 	out = append(out, checkKeepalives(written, limits)...)
+	out = append(out, checkCopies(entries, limits)...)
+	out = append(out, checkRights(written, limits)...)
+	out = append(out, checkKeys(entries)...)
 	slices.SortStableFunc(out, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
 	return out
 }
@@ -172,6 +179,12 @@ func checkAnswers(entries []Entry) []Violation {
 // checkServices is I1 for primary-only services: never two at once, beyond the
 // noise with which the end of a process is noticed.
 func checkServices(entries []Entry, limits Limits) []Violation {
+	return ranTwice(entries, limits, KindHook, "I1", "service")
+}
+
+// ranTwice lists where two processes of one name ran at once, beyond the noise with
+// which the end of a process is noticed.
+func ranTwice(entries []Entry, limits Limits, kind Kind, invariant, what string) []Violation {
 	var out []Violation
 	noise := limits.Events
 	if noise == 0 {
@@ -184,7 +197,7 @@ func checkServices(entries []Entry, limits Limits) []Violation {
 	running := map[string]map[cluster.NodeID]int{}
 	overlap := map[string]run{}
 	for _, e := range entries {
-		if e.Kind != KindHook {
+		if e.Kind != kind {
 			continue
 		}
 		nodes := running[e.Name]
@@ -208,12 +221,12 @@ func checkServices(entries []Entry, limits Limits) []Violation {
 		case total <= 1 && open:
 			delete(overlap, e.Name)
 			if d := e.At.Sub(began.at); d > noise {
-				out = append(out, Violation{"I1", began.at, fmt.Sprintf("service %s ran twice for %v; the second was on %s", e.Name, d, began.node)})
+				out = append(out, Violation{invariant, began.at, fmt.Sprintf("%s %s ran twice for %v; the second was on %s", what, e.Name, d, began.node)})
 			}
 		}
 	}
 	for name, began := range overlap {
-		out = append(out, Violation{"I1", began.at, fmt.Sprintf("service %s runs twice to the end of the history; the second is on %s", name, began.node)})
+		out = append(out, Violation{invariant, began.at, fmt.Sprintf("%s %s runs twice to the end of the history; the second is on %s", what, name, began.node)})
 	}
 	return out
 }

@@ -63,10 +63,16 @@ func (s *Sandbox) zkServers(p NodePlan) []string {
 
 // writeFiles makes the node's folder with every file its programs read.
 func (s *Sandbox) writeFiles(n *Node) error {
-	for _, sub := range []string{"state", "run", "zk", "log"} {
+	for _, sub := range []string{"state", "zk", "log"} {
 		if err := os.MkdirAll(filepath.Join(n.Dir, sub), 0o750); err != nil {
 			return fmt.Errorf("make the folder of %s: %w", n.Plan.Name, err)
 		}
+	}
+	if err := n.makeRunFolder(); err != nil {
+		return err
+	}
+	if err := n.UseBinaries(s.options.NodeBinDirs[n.Plan.Name]); err != nil {
+		return err
 	}
 	if err := s.certify(n); err != nil {
 		return err
@@ -212,7 +218,7 @@ func (s *Sandbox) programs(n *Node) []procSpec {
 	if s.options.NoDaemons {
 		return list
 	}
-	bin := func(name string) string { return filepath.Join(s.options.BinDir, name) }
+	bin := func(name string) string { return filepath.Join(n.Dir, binFolder, name) }
 	conf := filepath.Join(n.Dir, "pvcnoded.yaml")
 	guard := spec(progGuard, time.Second, bin("pvcnoded"), "guard", "-c", conf)
 	agent := spec(progAgent, 0, bin("pvcnoded"), "-c", conf)
@@ -231,7 +237,7 @@ func (s *Sandbox) programs(n *Node) []procSpec {
 func zooKeeperArgv(n *Node) []string {
 	return []string{"/usr/bin/java",
 		"-Xmx128m", "-Xss512k", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-XX:-UseContainerSupport",
-		"-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
+		"-Dorg.slf4j.simpleLogger.showDateTime=true", "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS", "-Dorg.slf4j.simpleLogger.defaultLogLevel=info",
 		"-cp", n.Dir + ":/usr/share/java/zookeeper.jar:/usr/share/java/slf4j-simple.jar",
 		"org.apache.zookeeper.server.quorum.QuorumPeerMain", filepath.Join(n.Dir, "zoo.cfg")}
 }

@@ -75,6 +75,7 @@ func (s *Sandbox) unconverged(snap *cluster.Snapshot) error {
 	for _, n := range s.nodes {
 		missing = append(missing, nodeUnconverged(n, snap)...)
 	}
+	missing = append(missing, s.workloadsMissing(snap)...)
 	if holder := s.Node(lease.Value.Holder); len(missing) == 0 && holder != nil {
 		for i, a := range FloatingAddresses() {
 			if !s.prober.log.answersNow(i, holder.Plan.Index) {

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -86,7 +87,8 @@ func (s *Sandbox) Run(ctx context.Context, script Script, out io.Writer) (Report
 }
 
 func (s *Sandbox) runScript(ctx context.Context, script Script, out io.Writer, rep *Report) error {
-	if err := s.WaitConverged(ctx); err != nil {
+	runs, err := s.Ready(ctx)
+	if err != nil {
 		return err
 	}
 	noise, err := s.Noise(ctx, noiseWindow)
@@ -99,7 +101,14 @@ func (s *Sandbox) runScript(ctx context.Context, script Script, out io.Writer, r
 	}
 	rep.NoiseMS, rep.EventNoiseMS = millis(noise), millis(events)
 	s.announce(out, rep)
+	for _, line := range runs {
+		fmt.Fprintln(out, line)
+	}
+	if line := s.leases(ctx); line != "" {
+		fmt.Fprintln(out, line)
+	}
 	for step, ok := script(); ok; step, ok = script() {
+		s.wholeBefore(ctx, out)
 		from := now()
 		res, err := s.Measure(ctx, step)
 		if ctx.Err() != nil {
@@ -121,6 +130,22 @@ func (s *Sandbox) runScript(ctx context.Context, script Script, out io.Writer, r
 	return nil
 }
 
+// wholeWithin is how long a demo waits for its workloads to have all their copies.
+const wholeWithin = time.Minute
+
+// wholeBefore does between two faults what an operator does: a node that has the last
+// copy of a workload is not fenced, which is another story than the next fault's.
+func (s *Sandbox) wholeBefore(ctx context.Context, out io.Writer) {
+	if !s.options.Workloads {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, wholeWithin)
+	defer cancel()
+	if err := s.MakeWhole(ctx); err != nil {
+		fmt.Fprintf(out, "    the workloads do not have all their copies again: %v\n", err)
+	}
+}
+
 // announce says what is up and what the lines to come mean.
 func (s *Sandbox) announce(out io.Writer, rep *Report) {
 	var names []string
@@ -131,6 +156,52 @@ func (s *Sandbox) announce(out io.Writer, rep *Report) {
 	fmt.Fprintf(out, "noise floor: silence %.1f ms (measured again before each fault), held twice %.1f ms\n", rep.NoiseMS, rep.EventNoiseMS)
 }
 
+// leasesWithin is how long the demo waits for the primary to hold every node's
+// lease and to say so: one that another leader had runs out first.
+const leasesWithin = 10 * time.Second
+
+// leases tells of how many nodes the primary holds the lease, as it publishes it;
+// empty where node leases are not in use.
+func (s *Sandbox) leases(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, leasesWithin)
+	defer cancel()
+	line, all := s.leasesNow(ctx)
+	for !all && pause(ctx, 100*time.Millisecond) == nil {
+		if next, held := s.leasesNow(ctx); next != "" {
+			line, all = next, held
+		}
+	}
+	return line
+}
+
+func (s *Sandbox) leasesNow(ctx context.Context) (line string, all bool) {
+	raw, err := s.store.ReadText(ctx, cluster.Key{Kind: cluster.KeyNodeLeases})
+	if err != nil || !raw.Present {
+		return "", false
+	}
+	var l cluster.NodeLeases
+	if err := json.Unmarshal([]byte(raw.Value), &l); err != nil {
+		return "", false
+	}
+	return leasesLine(l, len(s.nodes))
+}
+
+// leasesLine puts the record into a line; all: of every node the lease is held.
+func leasesLine(l cluster.NodeLeases, nodes int) (line string, all bool) {
+	held, worst := 0, int64(0)
+	for _, n := range l.Nodes {
+		if n.State == cluster.LeaseSeenHeld {
+			held, worst = held+1, max(worst, n.RTT.Last)
+		}
+	}
+	majority := "no majority"
+	if l.Majority {
+		majority = "a majority"
+	}
+	return fmt.Sprintf("node leases: %s holds those of %d of %d nodes, %s, at epoch %d; worst round trip %.1f ms",
+		l.Lease.Holder, held, nodes, majority, l.Lease.Epoch, float64(worst)/1000), held == nodes && l.Majority
+}
+
 // limits are what the checker allows for what was measured.
 func (r *Report) limits(t cluster.Timing) Limits {
 	return limitsOf(t, time.Duration(r.NoiseMS*float64(time.Millisecond)), time.Duration(r.EventNoiseMS*float64(time.Millisecond)))
@@ -139,7 +210,8 @@ func (r *Report) limits(t cluster.Timing) Limits {
 // limitsOf are what the checker allows a cluster of that timing, given the
 // measured resolution of answers and of events.
 func limitsOf(t cluster.Timing, noise, events time.Duration) Limits {
-	return Limits{Noise: max(5*time.Millisecond, noise), Events: events, Grace: t.Grace, Missed: 5 * t.KeepaliveInterval / 2}
+	return Limits{Noise: max(5*time.Millisecond, noise), Events: events, Grace: t.Grace, Missed: 5 * t.KeepaliveInterval / 2,
+		Right: t.StopAfter(), Stop: stopOf}
 }
 
 // check examines the whole history so far and returns what was broken at or

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"maps"
 	"slices"
 
 	"pvc.internal/cluster"
@@ -33,8 +34,22 @@ func differences(old, snap *cluster.Snapshot) []Entry {
 		names = append(names, name)
 	}
 	slices.Sort(names)
+	out = append(out, workloadDifferences(old.Workloads, snap.Workloads)...)
 	for _, name := range names {
 		out = append(out, nodeDifferences(name, old.Nodes[name], snap.Nodes[name])...)
+	}
+	return out
+}
+
+// workloadDifferences are where workloads are to be, and their states.
+func workloadDifferences(was, is map[string]cluster.Versioned[cluster.Workload]) []Entry {
+	var out []Entry
+	for _, name := range slices.Sorted(maps.Keys(is)) {
+		w, old := is[name], was[name]
+		if !w.Present || w.Err != nil || old.Mzxid == w.Mzxid || old.Value.State == w.Value.State && slices.Equal(old.Value.Chain, w.Value.Chain) {
+			continue
+		}
+		out = append(out, dated(old, w, Entry{Kind: KindWorkload, Name: name, Nodes: w.Value.Chain, By: string(w.Value.State), Text: w.Value.Reason}))
 	}
 	return out
 }

@@ -36,6 +36,8 @@ type Fault struct {
 	// verdict judges, at rest again, what has happened since it began; nil:
 	// nothing beyond the invariants.
 	verdict func(s *Sandbox, n *Node, began cluster.Instant) error
+	// workload is one without which it is skipped; empty: it needs none.
+	workload string
 	// Extra keeps it out of the demo's script: it runs when it is named.
 	Extra bool
 }
@@ -68,7 +70,7 @@ func (f Fault) Heal(ctx context.Context, s *Sandbox, n *Node) error { return f.h
 
 // Faults lists all of them; those that are not Extra in the order of the demo.
 func Faults() []Fault {
-	return slices.Concat(demoFaults(), nodeFaults(), storeFaults(), bmcFaults(), fencerFaults(), powerFaults())
+	return slices.Concat(demoFaults(), workloadFaults(), nodeFaults(), storeFaults(), bmcFaults(), fencerFaults(), powerFaults())
 }
 
 // demoFaults are the demo's, and those like them.

@@ -15,6 +15,6 @@ func (s *Sandbox) newHandler(dial func(ctx context.Context, network, addr string
 	for _, n := range s.coordinators() {
 		servers = append(servers, s.zkServers(n.Plan)[0])
 	}
-	return zkhandler.New(zkhandler.Config{Calm: 20 * time.Millisecond, Servers: servers, Root: "/", Dial: dial, WatchNodes: true},
+	return zkhandler.New(zkhandler.Config{Calm: 20 * time.Millisecond, Servers: servers, Root: "/", Dial: dial, WatchNodes: true, NewestSchema: s.options.NewestSchema},
 		proc.BootClock{}, s.log.Named("store"), nil)
 }

@@ -38,6 +38,9 @@ const (
 	KindStore       Kind = "store"       // On: the sandbox's own session is live; By "fault": all servers were taken away, or are back
 	KindCut         Kind = "cut"         // a node's network: Node, Name (what is cut), On: it is cut now
 	KindProgram     Kind = "program"     // a node's program was signalled or started: Node, Name, Text (the signal, or "start")
+	KindCopy        Kind = "copy"        // the process of a workload's copy: Name (workload), Node, On
+	KindWorkload    Kind = "workload"    // a workload's record as seen: Name, Nodes (chain), By (state), Text (reason)
+	KindKeys        Kind = "keys"        // a workload's keys were counted: Name, N (acknowledged), Lost, On: losing none was promised
 	KindLoad        Kind = "load"        // the machine itself is kept busy (On) or no more
 	KindFault       Kind = "fault"       // a fault's step: Text ("inject", "heal", "healed", "rest", "unrest", "end"), Name
 	KindNote        Kind = "note"        // anything for people: Text
@@ -74,7 +77,9 @@ type Entry struct {
 	Unproven []cluster.NodeID `json:"unproven,omitempty"`
 	// Order is, of a fence, the operator's order that made it.
 	Order string `json:"order,omitempty"`
-	Text  string `json:"text,omitempty"`
+	// Lost is, of a workload's keys, how many of the acknowledged ones are gone.
+	Lost uint64 `json:"lost,omitempty"`
+	Text string `json:"text,omitempty"`
 }
 
 // History is append-only: kept in memory for the checker and written as JSON

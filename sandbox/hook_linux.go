@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -43,13 +45,16 @@ type hookWatch struct {
 	events  *eventThread
 	history *History
 	listen  int
-	conns   map[int]cluster.NodeID // touched on the event thread only
+	conns   map[int]Entry // touched on the event thread only
+
+	mu      sync.Mutex
+	running map[string]map[cluster.NodeID]int // processes of workloads' copies
 }
 
 func (s *Sandbox) hookSocket() string { return filepath.Join(s.options.Dir, "hooks.sock") }
 
 func startHookWatch(path string, events *eventThread, h *History) (*hookWatch, error) {
-	w := &hookWatch{events: events, history: h, conns: map[int]cluster.NodeID{}}
+	w := &hookWatch{events: events, history: h, conns: map[int]Entry{}, running: map[string]map[cluster.NodeID]int{}}
 	var err error
 	if w.listen, err = unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("listen for hooks: %w", err)
@@ -82,28 +87,65 @@ func (w *hookWatch) accept() {
 	}
 }
 
-// read records one run of the service: it begins with the line that names the
-// node, and the end of its connection is the end of its process, whatever
-// ended it.
+// read records one run of the service, or of a workload's copy: it begins with the
+// line that names the node, and of a copy its workload, and the end of its
+// connection is the end of its process, whatever ended it.
 func (w *hookWatch) read(fd int) {
 	var b [128]byte
 	n, err := unix.Read(fd, b[:])
 	if err == unix.EINTR || err == unix.EAGAIN {
 		return
 	}
-	node, known := w.conns[fd]
+	ran, known := w.conns[fd]
 	if n > 0 {
 		if !known {
-			w.conns[fd] = cluster.NodeID(strings.TrimSpace(string(b[:n])))
-			w.history.Add(Entry{Kind: KindHook, Node: w.conns[fd], Name: hookService, On: true})
+			ran = Entry{Kind: KindHook, Name: hookService, On: true}
+			node, workload, copied := strings.Cut(strings.TrimSpace(string(b[:n])), " ")
+			if ran.Node = cluster.NodeID(node); copied {
+				ran.Kind, ran.Name = KindCopy, workload
+			}
+			w.conns[fd] = ran
+			w.count(ran, 1)
+			w.history.Add(ran)
 		}
 		return
 	}
 	w.events.removeLocked(fd)
 	if known {
 		delete(w.conns, fd)
-		w.history.Add(Entry{Kind: KindHook, Node: node, Name: hookService, On: false})
+		ran.On = false
+		w.count(ran, -1)
+		w.history.Add(ran)
 	}
+}
+
+func (w *hookWatch) count(ran Entry, by int) {
+	if ran.Kind != KindCopy {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	nodes := w.running[ran.Name]
+	if nodes == nil {
+		nodes = map[cluster.NodeID]int{}
+		w.running[ran.Name] = nodes
+	}
+	if nodes[ran.Node] += by; nodes[ran.Node] == 0 {
+		delete(nodes, ran.Node)
+	}
+}
+
+// copies are the nodes on which processes of the workload run now; a node with two
+// of them stands in it twice.
+func (w *hookWatch) copies(name string) []cluster.NodeID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []cluster.NodeID
+	for node, count := range w.running[name] {
+		out = append(out, slices.Repeat([]cluster.NodeID{node}, count)...)
+	}
+	slices.Sort(out)
+	return out
 }
 
 // close ends the watch; the event thread closes what is still connected.

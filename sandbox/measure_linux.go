@@ -84,6 +84,9 @@ func (s *Sandbox) Measure(ctx context.Context, step Step) (Result, error) {
 	case len(s.nodes) < f.NeedsNodes:
 		res.Skipped = fmt.Sprintf("needs %d nodes", f.NeedsNodes)
 		return res, nil
+	case f.workload != "" && !s.store.latest().Workloads[f.workload].Present:
+		res.Skipped = "needs the workload " + f.workload
+		return res, nil
 	}
 	if err := s.WaitConverged(ctx); err != nil {
 		return res, fmt.Errorf("before %s: %w", f.Name, err)
@@ -177,6 +180,8 @@ func (s *Sandbox) stayed(f Fault, res *Result, began cluster.Instant) error {
 			return fmt.Errorf("%s lost %s after %.0f ms, though nothing was to move", e.Node, e.Addr, since)
 		case e.Kind == KindHook && e.Node == res.Before && !e.On:
 			return fmt.Errorf("service %s of %s ended after %.0f ms, though nothing was to move", e.Name, e.Node, since)
+		case e.Kind == KindCopy && !e.On:
+			return fmt.Errorf("workload %s ended on %s after %.0f ms, though nothing was to move", e.Name, e.Node, since)
 		}
 	}
 	return nil
@@ -230,6 +235,9 @@ func (s *Sandbox) Rest(ctx context.Context) error {
 // may take it again (one ttl), and every node's session is old enough for it
 // to judge others by (session timeout and a keepalive).
 func (s *Sandbox) rest(ctx context.Context) error {
+	if err := s.replicated(ctx); err != nil {
+		return err
+	}
 	t := s.timing()
 	var until cluster.Instant
 	if tr := s.store.latest().Transition; tr.Present {

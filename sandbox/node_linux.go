@@ -75,9 +75,26 @@ func (n *Node) On() error {
 	return nil
 }
 
+// emptied removes what is in the folder.
+func emptied(folder string) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(folder, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // boot starts PID 1 and wires the node.
 func (n *Node) boot(ctx context.Context) (*runningNode, error) {
 	_ = os.Remove(n.initSocket())
+	if err := emptied(n.runFolder()); err != nil { // as the /run of a machine that boots
+		return nil, err
+	}
 	cgroupMount := cgroupRoot()
 	if cgroupMount == "" {
 		cgroupMount = noCgroup
@@ -327,6 +344,18 @@ func (n *Node) Start(ctx context.Context, program string) error {
 		return err
 	}
 	return fmt.Errorf("node %s has no program %q", n.Plan.Name, program)
+}
+
+// Run starts a program on the node that is none of the sandbox's own, as a child of
+// its PID 1: it ends with the node, also where it has been stopped. What it prints is
+// appended to log/PROGRAM.log in the node's folder. It fails where the node is off or
+// one of that name still runs.
+func (n *Node) Run(ctx context.Context, program string, args ...string) error {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return fmt.Errorf("node %s: %w", n.Plan.Name, err)
+	}
+	return n.start(ctx, procSpec{Name: program, Argv: append([]string{path}, args...), Log: filepath.Join(n.Dir, "log", program+".log")})
 }
 
 // Signal sends a signal to one of the node's programs.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"pvc.internal/cluster"
 )
 
 // Options says what cluster to build. The zero value, after Defaults, is three
@@ -25,6 +27,12 @@ type Options struct {
 	Dir string
 	// BinDir holds pvcnoded, pvcapid and pvc; default: the running program's folder.
 	BinDir string
+	// NodeBinDirs has a node run the programs of another folder at first
+	// (Node.UseBinaries).
+	NodeBinDirs map[cluster.NodeID]string
+	// NewestSchema holds the first tree back to an earlier schema than this
+	// program knows, as programs of that schema would make it; 0: it is not.
+	NewestSchema int
 	// Helper is the argv prefix that leads to Helper's entry points
 	// (sandbox-init, sandbox-responder, sandbox-hook); default: BinDir/pvc.
 	Helper []string
@@ -33,6 +41,8 @@ type Options struct {
 	APIListen string
 	// NoHooks leaves the primary-only hook service out.
 	NoHooks bool
+	// Workloads has Ready start DemoWorkloads.
+	Workloads bool
 	// NoDaemons starts the ensemble and the responders but none of the
 	// project's daemons.
 	NoDaemons bool

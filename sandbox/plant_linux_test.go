@@ -140,6 +140,14 @@ func frozen(n *Node, f func() error) error {
 	return f()
 }
 
+// awaitEntry waits until the history tells it, however busy the machine is.
+func awaitEntry(s *Sandbox, began cluster.Instant, is func(Entry) bool) {
+	until := time.Now().Add(30 * time.Second)
+	for time.Now().Before(until) && !slices.ContainsFunc(s.history.Since(began), is) {
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
 // near reports whether the figure, in milliseconds, can be that of the planted
 // thing, given how coarsely it was measured.
 func near(ms float64, p planted, slack time.Duration) bool {
@@ -175,7 +183,7 @@ func secondHolder(t *testing.T, s *Sandbox, index int, d time.Duration, answers,
 	// The second holder's own ARP requests turn the client to it; the holder
 	// calls it back, which it would do by itself only half a minute later.
 	callBack := func(_ context.Context, _ *Sandbox, primary *Node) error { return announce(primary, a) }
-	rep, res := strikeOnce(t, s, plant("second holder", callBack, func(_ *Sandbox, _, other *Node) error {
+	rep, res := strikeOnce(t, s, plant("second holder", callBack, func(s *Sandbox, _, other *Node) error {
 		return frozen(other, func() error {
 			if answers {
 				if err := in(other, "nft", "flush", "ruleset"); err != nil {
@@ -186,6 +194,8 @@ func secondHolder(t *testing.T, s *Sandbox, index int, d time.Duration, answers,
 			if err := address(other, a, addressOn); err != nil {
 				return err
 			}
+			// One of IPv6 is there only once a thread of the kernel has run.
+			awaitEntry(s, began, func(e Entry) bool { return e.Kind == KindHeld && e.Node == other.Plan.Name && e.Addr == a.Name && e.On })
 			has := now()
 			if announced {
 				if err := announce(other, a); err != nil {
@@ -274,8 +284,21 @@ func silentGap(t *testing.T, s *Sandbox, d time.Duration) {
 	}
 }
 
-// secondService runs the primary-only service once more, on a secondary.
+// secondService runs the primary-only service once more, on a secondary, for
+// longer than the machine is late with its events: what is shorter cannot be told.
 func secondService(t *testing.T, s *Sandbox) {
+	for _, d := range []time.Duration{15 * time.Millisecond, 150 * time.Millisecond, 1500 * time.Millisecond} {
+		rep, p := runSecondService(t, s, d)
+		if noise := time.Duration(rep.EventNoiseMS * 1e6); noise+noise/2 < p.least {
+			secondServiceReported(t, rep, p, max(5*time.Millisecond, noise))
+			return
+		}
+		t.Logf("events are late by %.1f ms: once more, for longer", rep.EventNoiseMS)
+	}
+	t.Fatal("the machine is too busy for any overlap to be told from its noise")
+}
+
+func runSecondService(t *testing.T, s *Sandbox, d time.Duration) (Report, planted) {
 	var p planted
 	rep, _ := strikeOnce(t, s, plant("second service", nothing, func(s *Sandbox, _, other *Node) error {
 		cmd := exec.Command(s.options.Helper[0], "sandbox-hook", string(other.Plan.Name), s.hookSocket())
@@ -285,22 +308,24 @@ func secondService(t *testing.T, s *Sandbox) {
 		}
 		defer cmd.Wait()
 		told := func(on bool) {
-			until := time.Now().Add(5 * time.Second)
-			for time.Now().Before(until) && !slices.ContainsFunc(s.history.Since(began), func(e Entry) bool { return e.Kind == KindHook && e.On == on }) {
-				time.Sleep(time.Millisecond)
-			}
+			awaitEntry(s, began, func(e Entry) bool { return e.Kind == KindHook && e.On == on })
 		}
 		told(true)
 		has := now()
-		time.Sleep(15 * time.Millisecond)
+		time.Sleep(d)
 		p.least = now().Sub(has)
 		err := cmd.Process.Kill()
 		told(false) // it runs until its end is seen, however busy the machine is
 		p.most = now().Sub(began)
 		return err
 	}))
+	return rep, p
+}
+
+func secondServiceReported(t *testing.T, rep Report, p planted, slack time.Duration) {
+	t.Helper()
 	if !broken(rep, "I1", "service beacon ran twice for ") || rep.Err() == nil {
-		t.Fatalf("reported as %v, want I1", rep.Err())
+		t.Fatalf("reported as %v, want I1; planted %v to %v, events late by %.1f ms", rep.Err(), p.least, p.most, rep.EventNoiseMS)
 	}
 	var d time.Duration
 	for _, v := range rep.Violations {
@@ -308,7 +333,7 @@ func secondService(t *testing.T, s *Sandbox) {
 			d, _ = time.ParseDuration(strings.TrimSuffix(strings.Fields(after)[0], ";"))
 		}
 	}
-	if !near(millis(d), p, 5*time.Millisecond) {
+	if !near(millis(d), p, slack) {
 		t.Errorf("ran twice for %v, planted %v to %v", d, p.least, p.most)
 	}
 }

@@ -44,6 +44,7 @@ type Sandbox struct {
 
 	struck  []cluster.NodeID // whom the running fault hits; the script's goroutine alone
 	strikes int              // faults so far
+	keys    keys             // of the running fault; the script's goroutine alone
 	burners []*exec.Cmd      // what keeps the machine busy; the script's goroutine alone
 }
 
@@ -93,6 +94,9 @@ func (s *Sandbox) build(ctx, life context.Context) error {
 		s.nodes = append(s.nodes, n)
 	}
 	s.saveState()
+	if err := s.writeRedisPassword(); err != nil {
+		return fmt.Errorf("write the password of the Redis workloads: %w", err)
+	}
 	for _, n := range s.nodes {
 		if err := s.writeFiles(n); err != nil {
 			return err
@@ -218,6 +222,7 @@ func (s *Sandbox) Down() {
 		if s.history != nil {
 			s.history.Close()
 		}
+		_ = removeRunFolders(s.options.Dir)
 		if !s.options.KeepFiles {
 			_ = os.RemoveAll(s.options.Dir)
 		}

@@ -117,7 +117,7 @@ func Sweep(dir string) error {
 		}
 	}
 	removeCgroup(st.Cgroup)
-	if err := os.RemoveAll(dir); err != nil {
+	if err := errors.Join(removeRunFolders(dir), os.RemoveAll(dir)); err != nil {
 		return fmt.Errorf("remove %s: %w", dir, err)
 	}
 	return nil

@@ -68,7 +68,7 @@ func encode(kind cluster.KeyKind, value any) ([]byte, error) {
 func textKind(kind cluster.KeyKind) bool {
 	switch kind {
 	case cluster.KeyClusterName, cluster.KeyPrimaryNode, cluster.KeyUpstreamIP, cluster.KeySelector,
-		cluster.KeyNodeField, cluster.KeyPluginField, cluster.KeyLog, cluster.KeyFault, cluster.KeyFaultRoot:
+		cluster.KeyNodeField, cluster.KeyPluginField, cluster.KeyLog, cluster.KeyFault, cluster.KeyFaultRoot, cluster.KeyFactsDir, cluster.KeyFacts:
 		return true
 	}
 	return false
@@ -129,11 +129,41 @@ func encodeRecord(kind cluster.KeyKind, value any) ([]byte, error) {
 	case cluster.Event:
 		v.Version, fits = stamp(v.Version), kind == cluster.KeyHistory
 		value = v
+	case cluster.Workload, cluster.ReprovisionSettings, cluster.Rebalance:
+		return encodeWorkloads(kind, value)
 	default:
 		fits = kind == cluster.KeyView
 	}
 	if !fits {
 		return nil, fmt.Errorf("a record of kind %d cannot hold a %T", kind, value)
+	}
+	data, err := json.Marshal(value)
+	if err != nil {
+		return nil, fmt.Errorf("encode a %T: %w", value, err)
+	}
+	return data, nil
+}
+
+// encodeWorkloads encodes the records that have to do with workloads. What whoever
+// reads it would have to leave alone is not written.
+func encodeWorkloads(kind cluster.KeyKind, value any) ([]byte, error) {
+	fits, fault := false, error(nil)
+	switch v := value.(type) {
+	case cluster.Workload:
+		v.Version, fits, fault = stamp(v.Version), kind == cluster.KeyWorkload, v.Validate()
+		value = v
+	case cluster.ReprovisionSettings:
+		v.Version, fits, fault = stamp(v.Version), kind == cluster.KeyReprovision, v.Validate()
+		value = v
+	case cluster.Rebalance:
+		v.Version, fits = stamp(v.Version), kind == cluster.KeyRebalance
+		value = v
+	}
+	switch {
+	case !fits:
+		return nil, fmt.Errorf("a record of kind %d cannot hold a %T", kind, value)
+	case fault != nil:
+		return nil, fault
 	}
 	data, err := json.Marshal(value)
 	if err != nil {
@@ -180,6 +210,14 @@ func decodeSeconds(data []byte) (int64, error) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("%s is not a number of UNIX seconds", excerpt(data))
+	}
+	return n, nil
+}
+
+func decodeSchema(data []byte) (int, error) {
+	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || n < cluster.FirstSchema {
+		return 0, fmt.Errorf("%s, not a version number", excerpt(data))
 	}
 	return n, nil
 }
@@ -349,6 +387,57 @@ func decodeActivity(data []byte) (cluster.ActivityRecord, error) {
 		return cluster.ActivityRecord{}, err
 	}
 	return a, nil
+}
+
+// decodeWorkload refuses what nobody could tell a copy's place from: the workload
+// is then left alone until somebody mends its record.
+func decodeWorkload(data []byte) (cluster.Workload, error) {
+	w, err := decodeRecord[cluster.Workload](data)
+	if err == nil {
+		err = w.Validate()
+	}
+	if err == nil && w.Next != nil {
+		err = checkEpoch(data, w.Next.Epoch)
+	}
+	if err == nil && w.Answer != nil {
+		err = checkEpoch(data, w.Answer.Epoch)
+	}
+	if err != nil {
+		return cluster.Workload{}, err
+	}
+	return w, nil
+}
+
+// decodeReprovision refuses settings that do not say how many nodes may be
+// reprovisioned.
+func decodeReprovision(data []byte) (cluster.ReprovisionSettings, error) {
+	s, err := decodeRecord[cluster.ReprovisionSettings](data)
+	if err == nil {
+		if err = s.Validate(); err != nil {
+			err = fmt.Errorf("%s: %w", excerpt(data), err)
+		}
+	}
+	if err != nil {
+		return cluster.ReprovisionSettings{}, err
+	}
+	return s, nil
+}
+
+// decodeRebalance refuses a record that does not say which rebalance it is of, or
+// how far that is.
+func decodeRebalance(data []byte) (cluster.Rebalance, error) {
+	r, err := decodeRecord[cluster.Rebalance](data)
+	switch {
+	case err != nil:
+	case r.ID == "" || r.State == "":
+		err = fmt.Errorf("%s: a rebalance has an id and a state", excerpt(data))
+	default:
+		err = checkEpoch(data, r.Epoch)
+	}
+	if err != nil {
+		return cluster.Rebalance{}, err
+	}
+	return r, nil
 }
 
 // checkEpoch refuses an epoch from which adding one could wrap around, so that

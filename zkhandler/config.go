@@ -74,8 +74,9 @@ type Config struct {
 	TLS *TLSFiles
 	// Dial replaces the TCP dialer; nil is the real one.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	// WatchNodes adds every node's records to the snapshot. Small clients
-	// leave it out; their Snapshot.Nodes is empty, but for WatchNode.
+	// WatchNodes adds every node's and every workload's records to the snapshot.
+	// Small clients leave it out; their Snapshot.Nodes is empty, but for WatchNode,
+	// and their Workloads, Reprovision and Rebalance are.
 	WatchNodes bool
 	// WatchNode, where set and WatchNodes is not, adds the records of one node,
 	// this client's own, also while there are none: of who judges no other, what
@@ -93,6 +94,9 @@ type Config struct {
 	// live on (the four-letter word conf) and warns, once, when they do not fit
 	// the session's time-out. For daemons; it opens a connection of its own.
 	CheckServers bool
+	// NewestSchema holds the program back to an earlier schema than it knows, as
+	// the linker does; 0: the newest that it knows.
+	NewestSchema int
 }
 
 func (c Config) withDefaults() Config {

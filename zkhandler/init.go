@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -36,6 +35,10 @@ func (h *Handler) Initialize(ctx context.Context, clusterName string, overwrite 
 		}
 	case !errors.Is(err, cluster.ErrNotFound):
 		return fmt.Errorf("initialize: %w", err)
+	case overwrite: // parts of a tree may stand, such as a half restored one's
+		if lease.Epoch, err = h.clearTree(ctx); err != nil {
+			return fmt.Errorf("initialize: remove what is left of a tree: %w", err)
+		}
 	}
 	if err := h.createTree(ctx, clusterName, lease); err != nil {
 		return fmt.Errorf("initialize: %w", err)
@@ -52,7 +55,7 @@ func (h *Handler) createTree(ctx context.Context, clusterName string, lease clus
 	if err != nil {
 		return err
 	}
-	err = h.createAll(ctx, append(h.schema.freshTree(clusterName), leaf{path, string(data)}))
+	err = h.createAll(ctx, append(h.schema.freshTree(clusterName, h.knownSchema), leaf{path, string(data)}))
 	if errors.Is(err, cluster.ErrConflict) {
 		return fmt.Errorf("%w (somebody else initialises, or parts of an old tree are left: see the path, or overwrite)", err)
 	}
@@ -127,6 +130,13 @@ func (h *Handler) clearTree(ctx context.Context) (cluster.Epoch, error) {
 	}); err != nil {
 		return 0, err
 	}
+	mark, _, err := h.readMark(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if mark != nil { // the lease may have gone already
+		epoch = max(epoch, mark.Epoch+1)
+	}
 	for i := len(treeRoots) - 1; i >= 0; i-- { // the config last: while it stands, a retry overwrites
 		if err := h.deleteTree(ctx, h.schema.root+treeRoots[i]); err != nil {
 			return 0, err
@@ -151,7 +161,13 @@ func (h *Handler) CheckTree(ctx context.Context) (clusterName string, initialise
 		return "", false, fmt.Errorf("check the tree: %w", err)
 	}
 	configPath, schemaPath := h.schema.configPath(), h.schema.schemaPath()
+	mark, _, err := h.readMark(ctx)
+	if err != nil {
+		return "", false, fmt.Errorf("check the tree: %w", err)
+	}
 	switch {
+	case mark != nil:
+		return "", false, fmt.Errorf("check the tree: %w", mark.halfway())
 	case !config.Present && !version.Present:
 		return "", false, nil
 	case !version.Present:
@@ -159,12 +175,12 @@ func (h *Handler) CheckTree(ctx context.Context) (clusterName string, initialise
 	case !config.Present:
 		return "", false, fmt.Errorf("check the tree: %s is there, but %s is missing: half removed; restore it, or initialise with overwrite", schemaPath, configPath)
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(version.Value))
+	n, err := decodeSchema([]byte(version.Value))
 	switch {
-	case err != nil || n < 1:
-		return "", false, fmt.Errorf("check the tree: %s holds %s, not a version number", schemaPath, excerpt([]byte(version.Value)))
-	case n > schemaVersion:
-		return "", false, fmt.Errorf("check the tree: %w: %s is %d, this program knows %d; update it", cluster.ErrSchemaNewer, schemaPath, n, schemaVersion)
+	case err != nil:
+		return "", false, fmt.Errorf("check the tree: %s holds %w", schemaPath, err)
+	case n > h.knownSchema:
+		return "", false, fmt.Errorf("check the tree: %s: %w", schemaPath, cluster.SchemaTooNew(n, h.knownSchema))
 	}
 	clusterName = strings.TrimSpace(config.Value)
 	if clusterName == "" {
@@ -194,17 +210,22 @@ func (h *Handler) EnsureNode(ctx context.Context, n cluster.NodeID, mode cluster
 }
 
 func (h *Handler) createMissing(ctx context.Context, n cluster.NodeID, tree []leaf) error {
-	paths := make([]string, len(tree))
-	for i, l := range tree {
-		paths[i] = l.path
+	tree = append(slices.Clone(tree), h.schema.freshFacts(n)...)
+	paths := []string{h.schema.schemaPath()}
+	for _, l := range tree {
+		paths = append(paths, l.path)
 	}
 	found, err := h.getAll(ctx, "", paths)
 	if err != nil {
 		return err
 	}
+	version := found[0]
+	if version == nil {
+		return fmt.Errorf("%w: the tree has no %s: there is no cluster in it, or a restore is under way", cluster.ErrNotFound, h.schema.schemaPath())
+	}
 	var missing []leaf
-	for i, d := range found {
-		if d == nil {
+	for i, d := range found[1:] {
+		if d == nil && (!h.ofFacts(tree[i]) || keepsFacts(version)) {
 			missing = append(missing, tree[i])
 		}
 	}
@@ -215,5 +236,15 @@ func (h *Handler) createMissing(ctx context.Context, n cluster.NodeID, tree []le
 	if err != nil {
 		return err
 	}
+	// Neither a restore nor a migration that comes between finds a part of a node.
+	standing = append(standing, &zk.CheckVersionRequest{Path: h.schema.schemaPath(), Version: version.stat.Version})
 	return h.createAll(ctx, missing, standing...)
+}
+
+func (h *Handler) ofFacts(l leaf) bool { return strings.HasPrefix(l.path, h.schema.factsDir()) }
+
+// keepsFacts reports whether the tree's schema, as read, has the nodes' facts.
+func keepsFacts(version *datum) bool {
+	n, err := decodeSchema(version.data)
+	return err == nil && n >= cluster.FactsSchema
 }

@@ -46,7 +46,7 @@ func (h *Handler) NodeRecords(ctx context.Context, n cluster.NodeID) ([]cluster.
 		return nil, fmt.Errorf("list the records of a node: %w", err)
 	}
 	var leaves []cluster.NodeLeaf
-	for _, kind := range []cluster.KeyKind{cluster.KeyAlive, cluster.KeyFence, cluster.KeyFenceTests, cluster.KeyView, cluster.KeyNodeRecord, cluster.KeyLog, cluster.KeyLogDir} {
+	for _, kind := range []cluster.KeyKind{cluster.KeyAlive, cluster.KeyFence, cluster.KeyFenceTests, cluster.KeyFacts, cluster.KeyView, cluster.KeyNodeRecord, cluster.KeyLog, cluster.KeyLogDir} {
 		k := cluster.Key{Kind: kind, Node: n}
 		path, err := h.schema.path(k)
 		if err != nil {

@@ -17,7 +17,7 @@ const (
 	maxReads   = 10 // of maxInFlight, so that a re-read of everything leaves room for writes
 	retryReads = 100 * time.Millisecond
 
-	// maxResync is how many records of nodes the periodic re-read asks for at a
+	// maxResync is how many records of nodes and workloads the periodic re-read asks for at a
 	// time: all of them in a small cluster. With a thousand nodes, all at once
 	// would be as many reads as all their keepalives make.
 	maxResync = 400
@@ -39,7 +39,7 @@ type slot struct {
 
 	busy   bool   // a read is under way
 	again  bool   // and another is wanted
-	ofNode bool   // one of a node's own records
+	many   bool   // one of a node's own records, or a workload's: there may be a thousand
 	queued bool   // waiting for a place
 	gone   bool   // no longer watched
 	resync bool   // wanted by the periodic re-read
@@ -79,7 +79,10 @@ type mirror struct {
 	nodeNames []string // children of /nodes
 	alive     []string // children of /agent/alive
 	dirty     map[cluster.NodeID]bool
-	published map[cluster.NodeID]cluster.NodeView // never edited once handed out
+	workloads map[string]*workloadSlot
+	soiled    map[string]bool                                // workloads that differ from what was handed out
+	shared    map[string]cluster.Versioned[cluster.Workload] // never edited once handed out
+	published map[cluster.NodeID]cluster.NodeView            // never edited once handed out
 	lock      map[string]*lockSlot
 	lockDirty bool
 	changed   bool
@@ -123,6 +126,9 @@ func newMirror(h *Handler) *mirror {
 		slots:       map[watchKey]*slot{},
 		nodes:       map[cluster.NodeID]*nodeSlots{},
 		dirty:       map[cluster.NodeID]bool{},
+		workloads:   map[string]*workloadSlot{},
+		soiled:      map[string]bool{},
+		shared:      map[string]cluster.Versioned[cluster.Workload]{},
 		published:   map[cluster.NodeID]cluster.NodeView{},
 		lock:        map[string]*lockSlot{},
 	}
@@ -250,7 +256,7 @@ func (m *mirror) queueUnread() {
 func (m *mirror) resync() {
 	var nodes []*slot
 	for _, s := range m.slots {
-		if s.ofNode {
+		if s.many {
 			nodes = append(nodes, s)
 			continue
 		}
@@ -330,7 +336,7 @@ func (m *mirror) accept(f finding) {
 	}
 	if s.store(f.reading) {
 		m.changed = true
-		m.pressing = m.pressing || s.role || !s.ofNode
+		m.pressing = m.pressing || s.role || !s.many
 		m.suspectWatch(f)
 	}
 	m.view.Zxid = max(m.view.Zxid, f.stat.Mzxid)
@@ -438,9 +444,14 @@ func (m *mirror) publish() {
 // press notes a change that is told at once.
 func (m *mirror) press() { m.changed, m.pressing = true, true }
 
-// heldBack is how long a snapshot that only tells of nodes is to wait yet.
+// heldBack is how long a snapshot that only tells of nodes or workloads is to
+// wait yet. Many workloads do not hold back what is told of few nodes.
 func (m *mirror) heldBack() time.Duration {
-	pace := time.Duration(len(m.nodes)) * pacePerNode
+	many := len(m.nodes)
+	if len(m.dirty) == 0 {
+		many = max(many, len(m.workloads))
+	}
+	pace := time.Duration(many) * pacePerNode
 	if m.pressing || pace < shortPace {
 		return 0
 	}
@@ -461,13 +472,14 @@ func (m *mirror) make() *cluster.Snapshot {
 		m.published = nodes
 		clear(m.dirty)
 	}
+	m.shareWorkloads()
 	if m.lockDirty {
 		m.view.RoleLock = m.lockQueue()
 		m.lockDirty = false
 	}
 	m.changed, m.pressing, m.made = false, false, time.Now()
 	snapshot := m.view
-	snapshot.Nodes = m.published
+	snapshot.Nodes, snapshot.Workloads = m.published, m.shared
 	snapshot.Live = m.live && m.caughtUp
 	snapshot.Complete = m.complete
 	snapshot.Session = m.session
@@ -559,6 +571,7 @@ func (m *mirror) watchCluster() {
 	watchKeyed(m, cluster.Key{Kind: cluster.KeyQuorumSet}, false, &v.Quorum, decodeQuorumSet)
 	watchEmptied(m, cluster.Key{Kind: cluster.KeyMemberOrder}, false, &v.MemberOrder, decodeMemberOrder)
 	watchKeyed(m, cluster.Key{Kind: cluster.KeyClusterName}, true, &v.ClusterName, decodeText)
+	watchKeyed(m, cluster.Key{Kind: cluster.KeySchema}, true, &v.Schema, decodeSchema) // who registers rests on it
 	lockDir, _ := m.h.schema.lockDir(cluster.KeyRoleLockChild)
 	m.watch(watchKey{lockDir, watchChildren}, true, func(r reading) bool { return m.observeLock(lockDir, r.names) })
 	if n := m.h.config.WatchNode; n != "" {
@@ -567,6 +580,9 @@ func (m *mirror) watchCluster() {
 	if !m.h.config.WatchNodes {
 		return
 	}
+	watchKeyed(m, cluster.Key{Kind: cluster.KeyReprovision}, false, &v.Reprovision, decodeReprovision)
+	watchKeyed(m, cluster.Key{Kind: cluster.KeyRebalance}, false, &v.Rebalance, decodeRebalance)
+	m.watch(watchKey{m.h.schema.workloadsDir(), watchChildren}, false, func(r reading) bool { return m.observeWorkloads(r) })
 	m.watch(watchKey{m.h.schema.nodesDir(), watchChildren}, true, func(r reading) bool {
 		m.nodeNames = r.names
 		return m.observeNodes()
@@ -612,7 +628,7 @@ func (m *mirror) addNode(n cluster.NodeID) {
 		if s == nil {
 			return
 		}
-		s.ofNode = true
+		s.many = true
 		store := s.store
 		s.store = func(r reading) bool {
 			if !store(r) {

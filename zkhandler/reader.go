@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-zookeeper/zk"
 	"golang.org/x/sync/errgroup"
@@ -46,8 +49,67 @@ func (h *Handler) Refresh(ctx context.Context) (*cluster.Snapshot, error) {
 
 // ReadNode returns every leaf below a node's znode by its relative path, such
 // as "keepalive" or "monitoring_data/disk/message", and the node's own value
-// as "". It fails with cluster.ErrNotFound for an unknown node.
+// as "". It fails with cluster.ErrNotFound for an unknown node. Where the node
+// keeps its facts in one record that one is read, and the leaves by which nodes
+// are coordinated come from the latest snapshot.
 func (h *Handler) ReadNode(ctx context.Context, n cluster.NodeID) (map[string]string, error) {
+	if err := n.Validate(); err != nil {
+		return nil, fmt.Errorf("read node: %w", err)
+	}
+	if leaves, ok := h.readFacts(ctx, n); ok {
+		return leaves, nil
+	}
+	return h.ReadLeaves(ctx, n)
+}
+
+// factsKept is within which time of its keepalive a node has written its facts,
+// changed or not (agent, valueRefresh, and as much again for lost keepalives): a
+// record that is older is nobody's care any more, and hides no leaf.
+const factsKept = 150 * time.Second
+
+// readFacts returns what ReadNode does, out of the record of facts; false where
+// there is none that counts: the tree's schema has none, another start than the
+// registered one wrote it, or its node writes it no more.
+func (h *Handler) readFacts(ctx context.Context, n cluster.NodeID) (map[string]string, bool) {
+	h.subscribers.Lock()
+	snap := h.latest
+	h.subscribers.Unlock()
+	if snap == nil || !snap.Schema.Present || snap.Schema.Err != nil || snap.Schema.Value < cluster.FactsSchema {
+		return nil, false
+	}
+	view, known := snap.Nodes[n]
+	if !known || !view.Record.Present || view.Record.Err != nil || !view.Keepalive.Present || !view.Mode.Present {
+		return nil, false
+	}
+	if view.Daemon.Value == cluster.DaemonFenced { // whoever fenced it has written its leaves since
+		return nil, false
+	}
+	path, err := h.schema.path(cluster.Key{Kind: cluster.KeyFacts, Node: n})
+	if err != nil {
+		return nil, false
+	}
+	d, err := h.get(ctx, path)
+	if err != nil {
+		return nil, false // the leaves tell the same, or the same error
+	}
+	facts, ok, err := cluster.DecodeFacts(string(d.data))
+	if err != nil || !ok || facts.Incarnation != view.Record.Value.Incarnation || view.Keepalive.WrittenMS-d.stat.Mtime > factsKept.Milliseconds() {
+		return nil, false
+	}
+	maps.Copy(facts.Leaves, coordinating(view))
+	return facts.Leaves, true
+}
+
+// coordinating are the leaves of a node that no record of facts holds.
+func coordinating(view cluster.NodeView) map[string]string {
+	return map[string]string{
+		"": string(view.Mode.Value), "daemonmode": string(view.Mode.Value), "keepalive": strconv.FormatInt(view.Keepalive.Value, 10),
+		"daemonstate": string(view.Daemon.Value), "routerstate": string(view.Router.Value), "domainstate": string(view.Domain.Value),
+	}
+}
+
+// ReadLeaves is ReadNode out of the leaves themselves.
+func (h *Handler) ReadLeaves(ctx context.Context, n cluster.NodeID) (map[string]string, error) {
 	if err := n.Validate(); err != nil {
 		return nil, fmt.Errorf("read node: %w", err)
 	}
@@ -232,6 +294,17 @@ func (h *Handler) ReadFaults(ctx context.Context) ([]Fault, error) {
 	}
 	slices.SortFunc(faults, func(a, b Fault) int { return strings.Compare(a.ID, b.ID) })
 	return faults, nil
+}
+
+// FaultIDs returns the ids of all faults, in order; where there has never been one
+// there are none.
+func (h *Handler) FaultIDs(ctx context.Context) ([]string, error) {
+	ids, err := h.children(ctx, h.schema.faultsDir())
+	if err != nil && !errors.Is(err, cluster.ErrNotFound) {
+		return nil, fmt.Errorf("list the faults: %w", err)
+	}
+	slices.Sort(ids)
+	return ids, nil
 }
 
 // ReadText returns the raw text of a record that no snapshot holds, such as

@@ -7,9 +7,6 @@ import (
 	"pvc.internal/cluster"
 )
 
-// schemaVersion is the tree layout that this program reads and writes.
-const schemaVersion = 1
-
 // treeRoots are the subtrees that belong to us (and, of old, to PVC).
 var treeRoots = []string{"/config", "/nodes", "/logs", "/faults", "/agent"}
 
@@ -78,6 +75,42 @@ const membersPath = "/agent/members"
 // activityDir holds what runs, or waits, under leases: an intent each.
 const activityDir = "/agent/activities"
 
+// workloadDir holds a record of each workload. Every tree has it from its first
+// day; where a hand has taken it away it comes back with the next node that
+// registers.
+const workloadDir = "/agent/workloads"
+
+// factsDir holds, from cluster.FactsSchema on, what each node publishes in one
+// record. A tree of an earlier schema gets it by migration.
+const factsDir = "/agent/facts"
+
+// What a backup and a restore treat by itself. restoreMark stands from the first to
+// the last write of a restore: while it is there the tree is a half one, whatever
+// else is in it.
+const (
+	configTop         = "/config"
+	wishRecord        = "/config/primary_node"
+	maintenanceFlag   = "/config/maintenance"
+	fenceLockDir      = "/config/fence_lock"
+	nodesTop          = "/nodes"
+	logsTop           = "/logs"
+	agentTop          = "/agent"
+	schemaRecord      = "/agent/schema"
+	leaseDir          = "/agent/lease"
+	leaseRecord       = "/agent/lease/primary"
+	leasesRecord      = "/agent/leases"
+	transitionRecord  = "/agent/transition"
+	maintenanceRecord = "/agent/maintenance"
+	memberOrder       = "/agent/member-order"
+	rebalanceRecord   = "/agent/rebalance"
+	reprovisionRecord = "/agent/reprovision"
+	aliveTop          = "/agent/alive"
+	viewsTop          = "/agent/views"
+	fencesTop         = "/agent/fences"
+	historyTop        = "/agent/history"
+	restoreMark       = "/agent/restore"
+)
+
 // secretDir holds the sealed passwords of fence devices.
 const secretDir = "/agent/secrets"
 
@@ -121,6 +154,11 @@ var patterns = map[cluster.KeyKind]string{
 	cluster.KeyNodeLeases:        "/agent/leases",
 	cluster.KeyLogDir:            "/logs/{n}",
 	cluster.KeyActivity:          activityDir + "/{s}",
+	cluster.KeyFactsDir:          factsDir,
+	cluster.KeyFacts:             factsDir + "/{n}",
+	cluster.KeyWorkload:          workloadDir + "/{s}",
+	cluster.KeyReprovision:       reprovisionRecord,
+	cluster.KeyRebalance:         rebalanceRecord,
 }
 
 // path returns the znode that the key stands for. An unknown key is an error
@@ -176,13 +214,15 @@ func (s schema) lockDir(kind cluster.KeyKind) (string, error) {
 	return "", fmt.Errorf("key kind %d is not a lock", kind)
 }
 
-func (s schema) configPath() string { return s.root + "/config" }
-func (s schema) schemaPath() string { return s.root + "/agent/schema" }
-func (s schema) syncPath() string   { return s.root + "/agent" }
-func (s schema) nodesDir() string   { return s.root + "/nodes" }
-func (s schema) aliveDir() string   { return s.root + "/agent/alive" }
-func (s schema) historyDir() string { return s.root + "/agent/history" }
-func (s schema) faultsDir() string  { return s.root + "/faults" }
+func (s schema) configPath() string   { return s.root + "/config" }
+func (s schema) schemaPath() string   { return s.root + "/agent/schema" }
+func (s schema) factsDir() string     { return s.root + factsDir }
+func (s schema) syncPath() string     { return s.root + "/agent" }
+func (s schema) nodesDir() string     { return s.root + "/nodes" }
+func (s schema) workloadsDir() string { return s.root + workloadDir }
+func (s schema) aliveDir() string     { return s.root + "/agent/alive" }
+func (s schema) historyDir() string   { return s.root + "/agent/history" }
+func (s schema) faultsDir() string    { return s.root + "/faults" }
 func (s schema) nodeDir(n cluster.NodeID) string {
 	return s.root + "/nodes/" + string(n)
 }
@@ -213,11 +253,10 @@ type leaf struct {
 	value string
 }
 
-// freshTree lists the znodes of a new cluster in creation order, but for the
-// lease, whose value is the caller's.
-func (s schema) freshTree(clusterName string) []leaf {
-	var tree []leaf
-	for _, l := range []leaf{
+// freshTree lists the znodes of a new cluster of this schema in creation order,
+// but for the lease, whose value is the caller's.
+func (s schema) freshTree(clusterName string, version int) []leaf {
+	leaves := []leaf{
 		{"/config", clusterName},
 		{"/config/primary_node", cluster.NoNode},
 		{"/config/primary_node/sync_lock", ""},
@@ -229,7 +268,7 @@ func (s schema) freshTree(clusterName string) []leaf {
 		{"/logs", ""},
 		{"/faults", ""},
 		{"/agent", ""},
-		{"/agent/schema", fmt.Sprint(schemaVersion)},
+		{"/agent/schema", fmt.Sprint(version)},
 		{"/agent/lease", ""},
 		{"/agent/history", ""},
 		{"/agent/nodes", ""},
@@ -240,12 +279,21 @@ func (s schema) freshTree(clusterName string) []leaf {
 		{testDir, ""},
 		{membersPath, ""},
 		{activityDir, ""},
-		{"/agent/workloads", ""},
+		{workloadDir, ""},
 		{secretDir, ""},
-	} {
-		tree = append(tree, leaf{s.root + l.path, l.value})
 	}
-	return tree
+	if version >= cluster.FactsSchema {
+		leaves = append(leaves, leaf{factsDir, ""})
+	}
+	for i := range leaves {
+		leaves[i].path = s.root + leaves[i].path
+	}
+	return leaves
+}
+
+// freshFacts is what a node has more from cluster.FactsSchema on.
+func (s schema) freshFacts(n cluster.NodeID) []leaf {
+	return []leaf{{s.root + factsDir, ""}, {s.root + factsDir + "/" + string(n), ""}}
 }
 
 // freshNode lists a node's znodes in creation order, with PVC's defaults, and
@@ -256,7 +304,7 @@ func (s schema) freshNode(n cluster.NodeID, mode cluster.Mode, unixSeconds int64
 		router = cluster.RouterClient
 	}
 	dir := s.nodeDir(n)
-	tree := []leaf{{s.root + membersPath, ""}, {s.root + orderDir, ""}, {s.root + testDir, ""}, {dir, string(mode)}}
+	tree := []leaf{{s.root + membersPath, ""}, {s.root + orderDir, ""}, {s.root + testDir, ""}, {s.root + workloadDir, ""}, {dir, string(mode)}}
 	for _, l := range []leaf{
 		{"keepalive", fmt.Sprint(unixSeconds)},
 		{"daemonmode", string(mode)},

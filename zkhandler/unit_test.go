@@ -102,7 +102,7 @@ func TestEveryKeyHasItsPath(t *testing.T) {
 			t.Errorf("%v: got %s, want an error", key, got)
 		}
 	}
-	for kind := cluster.KeyNone + 1; kind <= cluster.KeyFaultRoot; kind++ {
+	for kind := cluster.KeyNone + 1; kind <= cluster.KeyRebalance; kind++ {
 		if patterns[kind] == "" {
 			t.Errorf("kind %d has no path", kind)
 		}
@@ -171,6 +171,16 @@ func TestCodecSpellsAsPVCDoes(t *testing.T) {
 	if _, err := decodeLease([]byte(`{"v":1,"epoch":9007199254740992}`)); err != nil {
 		t.Errorf("the largest epoch: %v", err)
 	}
+	if v, err := decodeWorkload([]byte(`{"v":9,"name":"w","id":"x","kind":"movable","driver":"exec","state":"of a newer program","future":[1]}`)); v.ID != "x" || err != nil {
+		t.Errorf("a newer program's workload: %+v %v", v, err)
+	}
+	for _, bad := range []string{"", "none", `{}`, `{"v":1,"name":"w","id":"x","kind":"movable","driver":"of a newer program"}`,
+		`{"v":1,"name":"w","id":"x","kind":"movable","driver":"exec","chain":["a","b"]}`, `{"v":1,"name":"w","id":"x","kind":"replicated","driver":"exec","chain":["a","a"]}`,
+		`{"v":1,"name":"w","id":"x","kind":"replicated","driver":"exec","next":{"id":"m","chain":["a"],"epoch":9007199254740993}}`} {
+		if v, err := decodeWorkload([]byte(bad)); err == nil || v.Name != "" {
+			t.Errorf("%s is taken for a workload: %+v", bad, v)
+		}
+	}
 	const above = `{"v":1,"id":"x","holder":"","epoch":9007199254740993}`
 	_, ofLease := decodeLease([]byte(above))
 	_, ofTransition := decodeTransition([]byte(above))
@@ -183,7 +193,9 @@ func TestCodecSpellsAsPVCDoes(t *testing.T) {
 // FuzzDecode: no input may crash a decoder, and what decodes must encode to
 // something that decodes to the same.
 func FuzzDecode(f *testing.F) {
-	for _, s := range []string{"", "none", "true", "1700000000", "run", `{"v":1,"holder":"hv1","epoch":3,"ttl_ms":1}`, `{"v":1,"node":"a","incarnation":"x"}`, "[]", "null", "\xff"} {
+	for _, s := range []string{"", "none", "true", "1700000000", "run", `{"v":1,"holder":"hv1","epoch":3,"ttl_ms":1}`, `{"v":1,"node":"a","incarnation":"x"}`,
+		`{"v":1,"name":"w","id":"x","kind":"movable","driver":"exec","chain":["a"],"next":{"id":"m","chain":["b"]},"request":{"id":"r","op":"stop"}}`,
+		`{"v":1,"enabled":true,"max_nodes":2,"reset":"r"}`, `{"v":1,"id":"r","state":"running"}`, "[]", "null", "\xff"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -200,6 +212,12 @@ func FuzzDecode(f *testing.F) {
 		decodeTransition(data)
 		decodeFence(data)
 		again(t, cluster.KeyFenceOrder, data, decodeFenceOrder)
+		again(t, cluster.KeyWorkload, data, decodeWorkload)
+		again(t, cluster.KeyReprovision, data, decodeReprovision)
+		again(t, cluster.KeyRebalance, data, decodeRebalance)
+		endedWorkload(data)
+		endedRebalance(data)
+		endedReset(data)
 		decodeRecord[cluster.Event](data)
 		decodeLockOwner(data)
 	})

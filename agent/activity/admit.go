@@ -32,7 +32,7 @@ func (m *Manager) admit(a *Activity) error {
 		switch {
 		case refusal == nil:
 			return nil
-		case final(refusal), over && !(m.takesOver(a) && !tooLong), tooLong && refusal.Code == cluster.RefuseDomainConflict:
+		case final(refusal), over && (!m.takesOver(a) || tooLong), tooLong && refusal.Code == cluster.RefuseDomainConflict:
 			return m.refuse(a, refusal)
 		}
 		select {
@@ -51,7 +51,7 @@ func (m *Manager) admit(a *Activity) error {
 
 // final reports whether waiting cannot help.
 func final(r *cluster.Refusal) bool {
-	return r.Code == cluster.RefuseRetry || r.Code == cluster.RefuseEnding
+	return r.Code == cluster.RefuseRetry || r.Code == cluster.RefuseEnding || r.Code == cluster.RefuseUnknownNode
 }
 
 // takesOver reports whether the domain is being cleared for this one. That takes

@@ -74,3 +74,14 @@ func BenchmarkRun(b *testing.B) {
 		}
 	}
 }
+
+// A role's order costs one look at its token on the path of a switch.
+func BenchmarkARolesToken(b *testing.B) {
+	m := New(Config{Self: "a", Clock: &handClock{}})
+	r := m.Hold(b.Context(), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 7, Deadline: 200})
+	for b.Loop() {
+		if err := r.Token().Check(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -21,7 +21,7 @@ func TestALostLeaseKillsRealChildren(t *testing.T) {
 	const script = `trap '' TERM; echo $$ >>$F
 		(setsid sh -c 'trap "" TERM; echo $$ >>$F; while :; do sleep 1; done' &)
 		while :; do sleep 1; done`
-	m := New(Config{Self: "a", Ladder: subtask.Ladder{Grace: 50 * time.Millisecond, Kill: 20 * time.Second}})
+	m := New(Config{Self: "a", Ladder: subtask.Ladder{Grace: 50 * time.Millisecond, Kill: time.Minute}})
 	m.Update(Holdings{Leader: true, Lease: leaseA, Held: five, Set: five})
 	file := filepath.Join(t.TempDir(), "pids")
 	pids, ended := make(chan []int, 1), make(chan error, 1)
@@ -48,7 +48,7 @@ func TestALostLeaseKillsRealChildren(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Update(Holdings{Leader: true, Lease: leaseA, Held: five[:2], Set: five})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := m.Settled(ctx); err != nil {
 		t.Fatal(err)

@@ -18,5 +18,5 @@
 //
 // preconditions.go decides (pure); manager.go admits and is fed; run.go is one
 // activity's life; end.go ends; follower.go is work that another node's leader
-// ordered here; list.go tells of it.
+// ordered here; right.go is what a role acts by; list.go tells of it.
 package activity

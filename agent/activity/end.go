@@ -63,7 +63,7 @@ func (m *Manager) stop(a *Activity, cause error) {
 
 // reason is why it ended, nil for well. mu is held.
 func (a *Activity) reason() error {
-	if a.cause == errFinished {
+	if errors.Is(a.cause, errFinished) {
 		return a.result
 	}
 	return a.cause

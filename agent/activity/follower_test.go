@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -88,6 +89,28 @@ func TestOrdersThatMustNotBeCarriedOut(t *testing.T) {
 		for _, w := range []cluster.TokenWire{{}, order(""), {V: 9, Lease: leaseB, Activity: "x", Root: "x", Request: "r5"}} {
 			if r := b.remote(w, never); code(r.err) != cluster.RefuseActivitySpec {
 				t.Errorf("rubbish %+v: %v", w, r.err)
+			}
+		}
+	})
+}
+
+// An order is unsafe where its activity is, and is never more urgent than work
+// that nobody is to interrupt: that is the leader's to decide, not the order's.
+func TestAnOrderIsAsUnsafeAsItsActivityAndNotUrgent(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.serves(leaseB)
+		for _, unsafe := range []bool{false, true} {
+			w := order(fmt.Sprint("r", unsafe))
+			w.Unsafe = unsafe
+			err := b.RunRemote(t.Context(), w, Spec{Name: "start", Urgency: Failover}, func(_ context.Context, a *Activity) error {
+				list := b.List()
+				if len(list) != 1 || list[0].Unsafe != unsafe || list[0].Hard {
+					t.Errorf("an order that is unsafe (%t) runs as %+v", unsafe, list)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
 			}
 		}
 	})

@@ -35,7 +35,7 @@ func (m *Manager) Counts() Counts {
 // record is the activity as it is listed. mu is held.
 func (a *Activity) record() cluster.Activity {
 	r := cluster.Activity{ID: a.id, Name: a.spec.Name, Domain: a.spec.Domain, Quorum: a.quorum.String(), State: a.state,
-		Since: a.since.UnixMilli(), Node: a.m.c.Self, Lease: a.lease, Parent: a.above, Unsafe: a.spec.Unsafe, Waits: a.waits}
+		Since: a.since.UnixMilli(), Node: a.m.c.Self, Lease: a.lease, Parent: a.above, Unsafe: a.spec.Unsafe, Quiet: a.spec.Quiet, Retry: a.spec.Retry, Hard: a.state == cluster.ActivityRunning && a.uninterrupted(), Waits: a.waits}
 	if a.tasks != nil {
 		r.Running, r.Killed = a.tasks.Names(), a.tasks.Shot()
 	}

@@ -29,8 +29,8 @@ type Config struct {
 	Ladder subtask.Ladder
 	// Granter is needed for orders of other nodes only.
 	Granter Granter
-	// Clock reads the instants that Extend and ExtendRole are given; nil where
-	// neither is called.
+	// Clock reads the instants that Extend, ExtendRole and Hold are given; nil
+	// where none of them is called.
 	Clock cluster.Clock
 	// Tell is given each transition, in order. It must neither block nor call
 	// what changes something here.
@@ -78,6 +78,7 @@ type Manager struct {
 	granting cluster.NodeLeaseID                // whom this node serves or is about to
 	served   cluster.NodeLeaseID                // the same, once what served another is dead
 	grant    uint64                             // counts changes of granting
+	rights   map[cluster.DeadlineOwner]*Right   // the newest of each owner; nil: none yet
 	all      map[cluster.ActivityID]*Activity
 	requests requests
 	closed   bool

@@ -16,6 +16,9 @@ type Holdings struct {
 	Self   cluster.NodeID
 	Held   []cluster.NodeID // the nodes whose leases are held now
 	Set    []cluster.NodeID // the cluster's quorum set
+	// Known are the nodes that there are, in order; never edited. nil: the records
+	// are not read yet, and nobody is called unknown.
+	Known []cluster.NodeID
 }
 
 // Urgency orders activities that need one domain.
@@ -102,12 +105,32 @@ func meaningless(q cluster.Quorum) *cluster.Refusal {
 }
 
 // check returns the first condition that fails, in the binding order, nil if the
-// activity may begin. The quorum set is the one of this very check (A2).
+// activity may begin. The quorum set is the one of this very check (A2). What no
+// wait can make true comes before what one may.
 func check(a asked, s situation) *cluster.Refusal {
+	if r := checkNames(a, s.holdings); r != nil {
+		return r
+	}
 	if r := checkDomain(a, s.rivals); r != nil {
 		return r
 	}
 	return checkRight(a, s)
+}
+
+// checkNames: a node that is away may come back; one that there is not never
+// holds a lease. A leader alone knows who there is.
+func checkNames(a asked, h Holdings) *cluster.Refusal {
+	if a.unsafe || h.Known == nil {
+		return nil
+	}
+	strangers := slices.DeleteFunc(named(a.quorum, nil), func(n cluster.NodeID) bool {
+		return n == h.Self || slices.Contains(h.Known, n) || slices.Contains(h.Set, n) || slices.Contains(h.Held, n)
+	})
+	if len(strangers) == 0 {
+		return nil
+	}
+	return refuse(cluster.RefuseUnknownNode, "its quorum %q names %s, and there is no such node; the nodes are %s (`pvc node list`)",
+		a.quorum, words(strangers), words(h.Known))
 }
 
 // checkDomain: other activities' domains are theirs; one's own root's is shared.
@@ -123,6 +146,14 @@ func checkDomain(a asked, rivals []rival) *cluster.Refusal {
 		return refuse(cluster.RefuseDomainConflict, "%s (%s) %s the domain %q; wait for it or stop it", r.name, r.id, verb, a.domain)
 	}
 	return nil
+}
+
+// checkSwitch is what one that has its domain already must meet.
+func checkSwitch(a asked, s situation) *cluster.Refusal {
+	if r := checkNames(a, s.holdings); r != nil {
+		return r
+	}
+	return checkRight(a, s)
 }
 
 // checkRight is every condition but the domain.

@@ -1,6 +1,7 @@
 package activity
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -38,9 +39,11 @@ func TestConditionsAreCheckedInTheirOrder(t *testing.T) {
 		"an empty quorum set":      {func(_ *asked, s *situation) { s.holdings.Set = nil }, cluster.RefuseNoQuorum, "empty"},
 		"unsafe without quorum":    {func(a *asked, s *situation) { a.unsafe, s.holdings.Held = true, nil }, "", ""},
 		"unsafe, not the leader":   {func(a *asked, s *situation) { a.unsafe, s.holdings = true, Holdings{Self: "a"} }, cluster.RefuseNotLeader, ""},
-		"unsafe, domain taken":     {func(a *asked, s *situation) { a.unsafe, s.rivals = true, other }, cluster.RefuseDomainConflict, ""},
-		"unsafe, older lease":      {func(a *asked, s *situation) { child(leaseB)(a, s); a.unsafe = true }, cluster.RefuseNoLease, ""},
-		"follower, nobody served":  {func(a *asked, _ *situation) { a.quorum = cluster.Follower() }, cluster.RefuseNoLease, "serves no leader"},
+		"unsafe child, not the leader": {func(a *asked, s *situation) { child(leaseA)(a, s); a.unsafe, s.holdings.Leader = true, false },
+			cluster.RefuseNotLeader, ""},
+		"unsafe, domain taken":    {func(a *asked, s *situation) { a.unsafe, s.rivals = true, other }, cluster.RefuseDomainConflict, ""},
+		"unsafe, older lease":     {func(a *asked, s *situation) { child(leaseB)(a, s); a.unsafe = true }, cluster.RefuseNoLease, ""},
+		"follower, nobody served": {func(a *asked, _ *situation) { a.quorum = cluster.Follower() }, cluster.RefuseNoLease, "serves no leader"},
 		"follower of another": {func(a *asked, s *situation) {
 			a.quorum, s.granted, s.holdings = cluster.Follower(), leaseB, Holdings{Self: "a"}
 		},
@@ -104,6 +107,27 @@ func TestWhatARunningActivityRestsOn(t *testing.T) {
 		err := holds(asked{quorum: c.quorum, lease: leaseA}, situation{holdings: h, granted: c.granted}, nil)
 		if (err == nil) != c.goesOn {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What began in one term of a leader does not go on in the next, whose leases
+// are other ones, though as many are held; neither safe nor unsafe.
+func TestNothingOutlivesTheTermItBeganIn(t *testing.T) {
+	again := cluster.NodeLeaseID{Holder: "a", Start: "s9", Epoch: 9}
+	for _, unsafe := range []bool{false, true} {
+		of := asked{quorum: cluster.Majority(), lease: leaseA, unsafe: unsafe}
+		h := Holdings{Leader: true, Lease: leaseA, Self: "a", Held: five, Set: five}
+		if err := holds(of, situation{holdings: h}, nil); err != nil {
+			t.Errorf("in its own term (unsafe: %t): %v", unsafe, err)
+		}
+		h.Lease = again
+		if err := holds(of, situation{holdings: h, granted: again}, nil); !errors.Is(err, cluster.ErrNodeLeaseLost) {
+			t.Errorf("in the next term (unsafe: %t): %v", unsafe, err)
+		}
+		h.Leader = false
+		if err := holds(of, situation{holdings: h}, nil); !errors.Is(err, cluster.ErrLeadershipLost) {
+			t.Errorf("leading no more (unsafe: %t): %v", unsafe, err)
 		}
 	}
 }

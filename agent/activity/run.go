@@ -26,6 +26,12 @@ type Spec struct {
 	// the default; children inherit it.
 	Unsafe  bool
 	Urgency Urgency
+	// Quiet: it runs all the time and mostly does nothing, so that it is told of only
+	// where it lasts or fails. Children are not quiet by that.
+	Quiet bool
+	// Retry: it does again what has failed before, and the history knows why: it is
+	// listed, and not told. So are its children.
+	Retry bool
 }
 
 // Body is what an activity does. It heeds its context, whose cause says why it
@@ -89,7 +95,7 @@ func (a *Activity) Run(ctx context.Context, s Spec, body Body) error {
 	if s.Domain == "" {
 		s.Domain = a.spec.Domain
 	}
-	s.Unsafe = s.Unsafe || a.spec.Unsafe
+	s.Unsafe, s.Retry = s.Unsafe || a.spec.Unsafe, s.Retry || a.spec.Retry
 	return a.m.run(&Activity{spec: s, ctx: ctx, parent: a, above: a.id, root: a.root, child: true, lease: a.lease}, body)
 }
 
@@ -155,7 +161,7 @@ func (m *Manager) returned(a *Activity, err error) {
 // outcome is what Run returns. mu is held.
 func (a *Activity) outcome() error {
 	switch own := a.result; {
-	case a.cause == errFinished:
+	case errors.Is(a.cause, errFinished):
 		return errors.Join(own, a.survived)
 	case own == nil || errors.Is(own, a.cause) || errors.Is(own, context.Canceled) || errors.Is(own, subtask.ErrStopped):
 		return errors.Join(fmt.Errorf("activity %s (%s) was ended: %w", a.spec.Name, a.id, a.cause), a.survived)
@@ -291,7 +297,7 @@ func (a *Activity) Switch(ctx context.Context, q cluster.Quorum, timeout time.Du
 			a.m.tell()
 			return nil
 		}
-		if last || refusal.Code == cluster.RefuseEnding {
+		if last || final(refusal) {
 			return &cluster.RefusedActivity{Name: a.spec.Name, Refusal: *refusal}
 		}
 		select {
@@ -313,7 +319,7 @@ func (a *Activity) trySwitch(q cluster.Quorum) (*cluster.Refusal, chan struct{})
 	}
 	want := a.asked()
 	want.quorum, want.child = q, true
-	refusal := checkRight(want, situation{holdings: m.now(), granted: m.served})
+	refusal := checkSwitch(want, situation{holdings: m.now(), granted: m.served})
 	if refusal == nil {
 		a.quorum = q
 		m.enter(a, cluster.ActivityRunning)

@@ -186,6 +186,38 @@ func TestARunThatCannotBeKilledIsNotStartedAgain(t *testing.T) {
 	}
 }
 
+// The guard is asked with each keepalive unless it is known that nothing is here and
+// nothing is being ordered.
+func TestWhereNoCopyIsTheGuardIsAskedSeldom(t *testing.T) {
+	var names []string
+	var fails error
+	busy := false
+	c := NewCopies(func(context.Context) ([]string, error) { return names, fails }, func() bool { return busy })
+	expect := func(what string, want time.Duration) {
+		t.Helper()
+		if got := c.Interval(); got != want {
+			t.Errorf("%s: asked each %v, not each %v", what, got, want)
+		}
+	}
+	expect("before the first answer", 0)
+	look := func() {
+		if v, err := c.Collect(t.Context()); err == nil && v["domainscount"] != strconv.Itoa(len(names)) {
+			t.Errorf("%v of %v", v, names)
+		}
+	}
+	look()
+	expect("nothing is here", restingInterval)
+	busy = true
+	expect("nothing is here yet, but is being ordered", 0)
+	busy = false
+	fails = errors.New("no answer")
+	look()
+	expect("not known", 0)
+	names, fails = []string{"cache"}, nil
+	look()
+	expect("a copy is here", 0)
+}
+
 func TestHealthIsNeverBelowZero(t *testing.T) {
 	_, h, err := NewPlugins([]PluginConfig{{Name: "b", Command: []string{"x"}}, {Name: "a", Command: []string{"x"}}})
 	if err != nil {

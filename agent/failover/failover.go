@@ -64,6 +64,7 @@ type Node struct {
 	Leaving     bool    // it has said that it stops: no failure, whatever it looks like
 	Mixed       string  // how the coordinators contradict each other on it; empty: they do not
 	LastCopy    Opinion // of the janitor: Against names a workload whose last copy is there
+	Protected   int     // protected workloads whose active copy is to be there
 	// Fence is the record of its fence; nil when there is none. (A pointer: most
 	// nodes have none, and there may be a thousand.)
 	Fence *cluster.FenceRecord
@@ -282,7 +283,8 @@ func candidates(f Frame) []Node {
 	return down
 }
 
-// byUrgency puts the old primary first: its role is the one that is taken over.
+// byUrgency puts the old primary first: its role is the one that is taken over. Then
+// come the nodes with the most protected workloads.
 func byUrgency(nodes []Node, first cluster.NodeID) []Node {
 	slices.SortStableFunc(nodes, func(a, b Node) int {
 		switch {
@@ -292,6 +294,8 @@ func byUrgency(nodes []Node, first cluster.NodeID) []Node {
 			return -1
 		case b.Name == first:
 			return 1
+		case a.Protected != b.Protected:
+			return b.Protected - a.Protected
 		}
 		return compare(a.Name, b.Name)
 	})

@@ -295,3 +295,15 @@ func TestAnActionComesWithinHalfASecond(t *testing.T) {
 		t.Errorf("the frame in which the node is dead: actions %v, refusals %v", actions, refusals)
 	}
 }
+
+// Beside the old primary, the nodes with the most protected workloads come first.
+func TestTheMostProtectedComeFirst(t *testing.T) {
+	nodes := []Node{{Name: "hv2"}, {Name: "hv3", Protected: 1}, {Name: "hv4", Protected: 2}, {Name: "hv5"}}
+	var order []string
+	for _, n := range byUrgency(nodes, "hv5") {
+		order = append(order, string(n.Name))
+	}
+	if got := strings.Join(order, " "); got != "hv5 hv4 hv3 hv2" {
+		t.Errorf("the order is %s", got)
+	}
+}

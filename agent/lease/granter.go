@@ -174,10 +174,10 @@ func (s *stepping) start(f Found) {
 		s.illegal("it was started twice")
 		return
 	}
-	switch {
-	case f.Kind == FoundNothing:
+	switch f.Kind {
+	case FoundNothing:
 		g.state = StateNone
-	case f.Kind == FoundUnreadable:
+	case FoundUnreadable:
 		g.counters.Unknown++
 		g.period = max(g.c.Period, g.c.LongestPeriod)
 		s.restore(cluster.NodeLeaseID{}, g.period)

@@ -286,3 +286,82 @@ func TestGraceCoversTheClocks(t *testing.T) {
 		}
 	}
 }
+
+// An order is checked against the clock, not against the state alone: the timer
+// of a process that was stopped comes late, and orders may come first.
+func TestAnOrderIsCheckedAgainstTheClock(t *testing.T) {
+	t.Parallel()
+	c := NewGranterConfig("n", "start", cluster.ProfileLAN())
+	id := cluster.NodeLeaseID{Holder: "a", Start: "s", Epoch: 3}
+	began := cluster.Instant(time.Hour)
+	g, _ := NewGranter(c).Step(Input{Kind: InputStart}, began)
+	g, _ = g.Step(Input{Kind: InputRequest, Ticket: 1, From: "a", Member: true, Request: cluster.NodeLeaseRequest{Op: cluster.LeaseGrant, ID: id, N: 1}}, began)
+	g, _ = g.Step(Input{Kind: InputPersisted, Seq: 1}, began)
+	for after, want := range map[time.Duration]cluster.RefusalCode{0: "", c.Period - 1: "", c.Period: cluster.RefuseLeaseLost, time.Minute: cluster.RefuseLeaseLost} {
+		if r := g.Check(id, began.Add(after)); r.Code != want {
+			t.Errorf("%s after the grant: %q (%s), want %q", after, r.Code, r.Detail, want)
+		}
+	}
+}
+
+// A file that cannot be read may have promised the longest period that was ever
+// in use here, not this start's.
+func TestAnUnreadableFileMayHavePromisedTheLongestPeriod(t *testing.T) {
+	t.Parallel()
+	c := NewGranterConfig("n", "start", cluster.ProfileLAN())
+	for longest, want := range map[time.Duration]time.Duration{0: c.Period, c.Period / 2: c.Period, 3 * c.Period: 3 * c.Period} {
+		c.LongestPeriod = longest
+		g, _ := NewGranter(c).Step(Input{Kind: InputStart, Found: Found{Kind: FoundUnreadable, Detail: "rubbish"}}, 1)
+		if v := g.View(1); v.State != StateActive || !v.Holder.IsZero() || v.Left != want {
+			t.Errorf("with %s as the longest: %s, %s, %s left; want %s", longest, v.State, v.Holder, v.Left, want)
+		}
+	}
+}
+
+// The end of an earlier lease's work that is told twice, or late, lets nobody in
+// while the work of the present one is being ended.
+func TestALateEndOfEarlierWorkLetsNobodyIn(t *testing.T) {
+	t.Parallel()
+	a, b := cluster.NodeLeaseID{Holder: "a", Start: "s", Epoch: 3}, cluster.NodeLeaseID{Holder: "b", Start: "s", Epoch: 4}
+	g, now := NewGranter(NewGranterConfig("n", "start", cluster.ProfileLAN())), cluster.Instant(time.Hour)
+	revoked, seq := []uint64(nil), uint64(0)
+	step := func(in Input) (code cluster.RefusalCode) {
+		var out []Effect
+		g, out = g.Step(in, now)
+		for _, e := range out {
+			switch e.Kind {
+			case EffectRevoke:
+				revoked = append(revoked, e.Seq)
+			case EffectPersist:
+				seq = e.Seq
+			case EffectReply:
+				code = e.Answer.Code
+			}
+		}
+		return code
+	}
+	ask := func(id cluster.NodeLeaseID, n uint64) cluster.RefusalCode {
+		return step(Input{Kind: InputRequest, Ticket: n, From: id.Holder, Member: true, Request: cluster.NodeLeaseRequest{Op: cluster.LeaseGrant, ID: id, N: n}})
+	}
+	step(Input{Kind: InputStart})
+	for i := range uint64(2) {
+		ask(a, i+1)
+		step(Input{Kind: InputPersisted, Seq: seq})
+		now = now.Add(time.Minute)
+		step(Input{Kind: InputTimer})
+		if i == 0 {
+			step(Input{Kind: InputWorkGone, Seq: revoked[0]})
+			step(Input{Kind: InputPersisted, Seq: seq})
+		}
+	}
+	step(Input{Kind: InputWorkGone, Seq: revoked[0]})
+	if code, state := ask(b, 9), g.View(now).State; state != StateExpiring || code != cluster.RefuseLeaseAcquired {
+		t.Errorf("the first lease's end was told once more while the second's work lives: %s, b is told %q", state, code)
+	}
+	step(Input{Kind: InputWorkGone, Seq: revoked[len(revoked)-1]})
+	ask(b, 10)
+	step(Input{Kind: InputPersisted, Seq: seq})
+	if v := g.View(now); v.State != StateActive || v.Holder != b {
+		t.Errorf("nothing lives any more, and b is not served: %s, %s", v.State, v.Holder)
+	}
+}

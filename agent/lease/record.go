@@ -97,7 +97,7 @@ func (j recordJSON) record() (Record, error) {
 		r.Clean, r.Left = true, *j.Left
 	}
 	switch {
-	case r.Epoch < 0 || r.Epoch > cluster.MaxEpoch || r.Holder.Epoch > r.Epoch:
+	case r.Epoch > cluster.MaxEpoch || r.Holder.Epoch > r.Epoch:
 		return Record{}, fmt.Errorf("lease record: the epoch %d is not believable", r.Epoch)
 	case r.Held && (r.Period <= 0 || r.Period > cluster.MaxNodeLeaseWait):
 		return Record{}, fmt.Errorf("lease record: the period %s is not between 0 and %s", r.Period, cluster.MaxNodeLeaseWait)

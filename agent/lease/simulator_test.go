@@ -77,7 +77,6 @@ type simEvent struct {
 	to     cluster.NodeLeaseID
 	record Record
 	remove bool
-	failed bool
 }
 
 type simNode struct {
@@ -179,7 +178,8 @@ func (w *simWorld) push(e simEvent) {
 	} else {
 		key.slot, w.slots = int32(len(w.slots)), append(w.slots, e)
 	}
-	h := append(w.heap, key)
+	w.heap = append(w.heap, key)
+	h := w.heap
 	i := len(h) - 1
 	for i > 0 {
 		up := (i - 1) / 2
@@ -190,7 +190,6 @@ func (w *simWorld) push(e simEvent) {
 		i = up
 	}
 	h[i] = key
-	w.heap = h
 }
 
 type simKey struct {

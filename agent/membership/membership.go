@@ -176,7 +176,7 @@ func (c orderCase) add() Decision {
 		return c.orNo(cluster.RefuseUnreadable, "its mode cannot be read (%v); the node mends it when it starts", c.view.Mode.Err)
 	case o.Mode == cluster.Hypervisor:
 		return c.leave()
-	case !c.registered() && len(members.Of(o.Node)) == 0 && !c.known:
+	case !c.registered() && len(members.Of(o.Node)) == 0 && !c.known && o.Host == "": // a host that is named was let in, and is not on the list any more
 		return c.no(cluster.RefuseUnknownNode, "no node of this name is registered; start pvcnoded there first")
 	case !c.registered():
 		return c.orNo(cluster.RefuseNotRegistered, "it may register and has not yet; start pvcnoded there, and add it again if it then does not count")

@@ -102,6 +102,12 @@ func TestWhatBecomesOfAnOrder(t *testing.T) {
 	set := func(nodes ...cluster.NodeID) func(*Input) {
 		return func(in *Input) { in.Snapshot.Quorum = seen(cluster.QuorumSet{Version: 1, Nodes: nodes, N: 1}) }
 	}
+	comes := func(to cluster.NodeID) func(*Input) {
+		return func(in *Input) {
+			in.Snapshot.Workloads = map[string]cluster.Versioned[cluster.Workload]{"vm1": seen(cluster.Workload{Name: "vm1", Chain: []cluster.NodeID{"hv1"},
+				Next: &cluster.ChainMove{Chain: []cluster.NodeID{to}, Live: cluster.LiveRecovering}})}
+		}
+	}
 	for _, c := range []struct {
 		name, action string
 		node         cluster.NodeID
@@ -113,6 +119,12 @@ func TestWhatBecomesOfAnOrder(t *testing.T) {
 		{"a hypervisor", remove, "hv4", func(in *Input) {
 			in.node("hv4", func(v *cluster.NodeView) { v.Daemon, v.Alive = seen(cluster.DaemonStop), absent[cluster.Alive]() })
 		}, "removed ends out:hv4/id-hv4", ""},
+		{"stopped while a workload came to it live", remove, "hv3", comes("hv3"), "refused holds_something", `workload "vm1" was on its way`},
+		{"stopped while a workload went from it live", remove, "hv3", comes("hv2"), "removed ends", ""},
+		{"fenced while a workload came to it live", remove, "hv3", func(in *Input) {
+			comes("hv3")(in)
+			fence(cluster.FenceRecord{Stage: cluster.FenceDone, Proof: "confirmed", Incarnation: "b.1"})(in)
+		}, "removed ends", ""},
 		{"alive", remove, "hv2", nil, "refused alive_still_present", "its last keepalive is 1s old"},
 		{"oneself", remove, "hv1", nil, "refused oneself", "switch the role first"},
 		{"unknown", remove, "hv9", nil, "refused unknown_node", "hv9"},
@@ -243,6 +255,29 @@ func TestDecisionsEditNothing(t *testing.T) {
 	}
 	if d.Set.N != 2 || d.Set.Epoch != 5 || d.Members.N != 4 || d.Members.Epoch != 5 {
 		t.Errorf("%+v, %+v", d.Set, d.Members)
+	}
+}
+
+// A host that is let in again is waited for, as a name that is free again is: what
+// lets it in takes it off the list of those who are out, where it may have been the
+// only one.
+func TestAHostThatIsLetInIsWaitedFor(t *testing.T) {
+	for _, host := range []string{"id-hv9", ""} {
+		in := three()
+		in.removed(cluster.RemovedNode{Node: "hv9", Host: "id-hv9"})
+		in.Snapshot.MemberOrder = seen(cluster.MemberOrder{ID: "o", Action: cluster.MemberAdd, Node: "hv9", Host: host})
+		d := Order(in)
+		if d.Effect != Admit || d.Ends {
+			t.Fatalf("host %q: %s", host, line(d))
+		}
+		in.Snapshot.Members = seen(*d.Members)
+		if got := line(Order(in)); !strings.HasPrefix(got, "waits: it may register and has not yet") {
+			t.Errorf("host %q, let in: %s", host, got)
+		}
+		in.Waited = Patience
+		if got := line(Order(in)); !strings.HasPrefix(got, "refused not_registered") {
+			t.Errorf("host %q, five minutes later: %s", host, got)
+		}
 	}
 }
 

@@ -105,13 +105,28 @@ func (c orderCase) ofThisStart() bool {
 	return c.view.Fence.Value.Incarnation == c.view.Record.Value.Incarnation
 }
 
+// comesLive names a workload whose live move to the node is not over: what has arrived
+// there and was not taken over outlives its daemon and its guard (I4).
+func (c orderCase) comesLive() string {
+	for name, v := range c.Snapshot.Workloads {
+		if next := v.Value.Next; v.Present && next != nil && next.Live != "" && slices.Contains(next.Chain, c.order.Node) {
+			return name
+		}
+	}
+	return ""
+}
+
 // unproven: it was not stopped, and nothing proves it dead (I4).
 func (c orderCase) unproven() (Decision, bool) {
 	n, f := c.order.Node, c.view.Fence.Value
 	proven := f.Stage == cluster.FenceDone && f.Proof != "" && c.ofThisStart()
 	silent := c.Now.Sub(c.view.Keepalive.SeenAt)
 	switch {
-	case c.view.Daemon.Value == cluster.DaemonStop, proven:
+	case proven:
+		return Decision{}, false
+	case c.comesLive() != "":
+		return c.no(cluster.RefuseHoldsSomething, "workload %q was on its way to it, and may have arrived unseen by its guard. Start its daemon, and it is stopped there; or see that the node has no power and `pvc fence confirm %s --reason WHY`", c.comesLive(), n), true
+	case c.view.Daemon.Value == cluster.DaemonStop:
 		return Decision{}, false
 	case !c.registered():
 		// It has never said who it is, or that cannot be read: nobody judges it, so

@@ -22,7 +22,7 @@ func Candidates(snap *cluster.Snapshot, t cluster.Timing, now cluster.Instant, w
 	}
 	var list []ranked
 	for id, n := range snap.Nodes {
-		if id == without || n.Mode.Value != cluster.Coordinator || !n.Alive.Present || n.Daemon.Value != cluster.DaemonRun {
+		if id == without || n.Mode.Value != cluster.Coordinator || !n.Alive.Present || n.Daemon.Value != cluster.DaemonRun || n.Settles() {
 			continue
 		}
 		missed := max(int64(now.Sub(n.Keepalive.SeenAt)/t.KeepaliveInterval)-1, 0)

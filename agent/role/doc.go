@@ -22,4 +22,5 @@
 //	 └──── Dropping ◄── deadline, lost lease, guard ended the role, stop: from every holding mode
 //
 //	Starting ── own node holds the lease ──► Resuming ── acknowledged ──► Taking
+//	Primary ── nodes have seen a larger epoch; written (outgrown.go) ──► Taking
 package role

@@ -238,3 +238,32 @@ func TestAReadyOfBeforeASuspendAnchorsNothing(t *testing.T) {
 		t.Errorf("raised by a ready that was sent before this host slept")
 	}
 }
+
+// The announcement of a switch is seen before the wish that it rests on: the
+// holder reads one record after the other. That is no other wish, and the switch
+// that an operator waits for must not end as superseded. One that never comes,
+// because the record was made anew, holds the answer up for no longer than K.
+func TestAnAnnouncementThatOvertakesItsWishIsNotSuperseded(t *testing.T) {
+	c, s, now := heldByMe(t, Primary, stageNone)
+	snap := func(at cluster.Instant, wish string, version int32) *cluster.Snapshot {
+		snap := liveSnapshot(c, s, at)
+		snap.PrimaryNode = cluster.Versioned[string]{Value: wish, Present: true, Version: version, SeenAt: now, Mzxid: 9}
+		snap.Transition = cluster.Versioned[cluster.Transition]{Present: true, Version: 5, SeenAt: now, Value: cluster.Transition{
+			ID: "tr", Epoch: 7, From: "hv1", To: "hv2", ToIncarn: "hv2.1", State: cluster.TransitionRunning, WishVersion: 4}}
+		return snap
+	}
+	late, _ := Step(c, s, Input{Now: now, Snapshot: snap(now, "hv1", 3)})
+	if late.Mode != Primary {
+		t.Fatalf("mode %s (%s) on an announcement whose wish has not been seen yet", late.Mode, late.why)
+	}
+	if came, _ := Step(c, late, Input{Now: now.Add(time.Millisecond), Snapshot: snap(now, "hv2", 4)}); came.Mode != Relinquish {
+		t.Errorf("mode %s once the wish has been seen, too: the switch is not answered", came.Mode)
+	}
+	at := now.Add(c.Timing.KeepaliveInterval)
+	if never, _ := Step(c, late, Input{Now: at, Snapshot: snap(at, "hv1", 3)}); never.Mode != Aborting {
+		t.Errorf("mode %s on an announcement whose wish has not come for K", never.Mode)
+	}
+	if other, _ := Step(c, s, Input{Now: now, Snapshot: snap(now, "hv1", 5)}); other.Mode != Aborting {
+		t.Errorf("mode %s on an announcement that a newer wish has superseded", other.Mode)
+	}
+}

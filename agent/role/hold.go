@@ -92,7 +92,7 @@ func (m *machine) checkHold() {
 	l := m.in.Snapshot.Lease
 	handing := h.write != 0 && h.purpose == forHandOver || m.s.Mode == Aborting
 	if l.Present && l.Err == nil && l.Version > h.version && !handing &&
-		(!l.Value.HeldBy(m.c.Node, m.c.Incarnation) || l.Value.Epoch != h.epoch) {
+		(!l.Value.HeldBy(m.c.Node, m.c.Incarnation) || l.Value.Epoch != h.epoch) && !m.rose(l.Value) {
 		m.drop(fmt.Sprintf("the lease is held by %q at epoch %d", l.Value.Holder, l.Value.Epoch), false)
 	}
 }
@@ -142,6 +142,9 @@ func (m *machine) leaseWritten(r cluster.TxnResult) {
 	}
 	if !m.s.Mode.Holding() && m.s.Mode != Dropping {
 		return // of a hold that is over; only its rider was still waiting
+	}
+	if p == forEpoch && r.Outcome != cluster.OutcomeOK && r.Outcome != cluster.OutcomeUnknown {
+		h.rising = 0
 	}
 	if r.Outcome == cluster.OutcomeOK {
 		h.version, h.n = r.Versions[0], n+1
@@ -215,7 +218,11 @@ func (m *machine) acknowledged(p purpose, r cluster.TxnResult) {
 		m.doneWritten(r)
 	case forLinger:
 		m.linger(r)
+	case forEpoch:
+		m.risen(h.version, h.n, h.sent, h.deadline, h.named)
+		return
 	}
+	m.s.hold.rising = 0 // its write cannot follow this one
 }
 
 // leaseFailed returns a procedure to the point from which it sends again.
@@ -252,6 +259,8 @@ func (m *machine) settled(r RefreshDone) {
 		// versioned write settles which.
 		h.version, h.n, h.unsettled, h.next = l.Version, l.Value.N, false, m.in.Now
 		h.named = rollOf(l.Value)
+	case m.s.Mode.Holding() && l.Present && l.Err == nil && m.rose(l.Value):
+		m.risen(l.Version, l.Value.N, h.sent, h.deadline, rollOf(l.Value))
 	case l.Present && l.Err != nil && m.s.Mode.Holding():
 		// Rubbish over my lease: nobody takes an unreadable one for longer than
 		// I may hold mine, so I write it anew on its version.
@@ -436,6 +445,8 @@ func (p purpose) String() string {
 		return "routerstate"
 	case forLinger:
 		return "linger"
+	case forEpoch:
+		return "epoch"
 	}
 	return "invalid"
 }

@@ -28,7 +28,7 @@ func (m *machine) primary() {
 		m.giveUp()
 		return
 	}
-	if m.announced() || m.wish() {
+	if m.announced() || m.wish() || m.outgrown() {
 		return
 	}
 	if seen := m.in.Snapshot.Nodes[m.c.Node].Router; seen.Present && seen.Value != cluster.RouterPrimary && m.in.Now.Sub(m.s.Since) > m.c.Timing.KeepaliveInterval && m.in.Now.Sub(seen.SeenAt) > m.c.Timing.KeepaliveInterval {
@@ -52,6 +52,9 @@ func (m *machine) announced() bool {
 	if !snap.Transition.Present || !t.Running() || t.From != m.c.Node || t.Epoch != m.s.hold.epoch || snap.Transition.Version < m.s.trVersion {
 		return false
 	}
+	if m.wishUnseen(t) {
+		return true
+	}
 	m.s.transition, m.s.trVersion, m.s.trKnown = t, snap.Transition.Version, true
 	if snap.PrimaryNode.Value != string(t.To) {
 		m.abort("superseded: primary_node names " + snap.PrimaryNode.Value)
@@ -61,6 +64,20 @@ func (m *machine) announced() bool {
 	m.s.transition = t
 	m.enter(Relinquish, stageAck)
 	m.writeLease(forAck, m.mine(), cluster.Set(transitionKey, m.s.trVersion, t), m.routerStateOp(cluster.RouterRelinquish))
+	return true
+}
+
+// wishUnseen reports whether the wish on which the hand-over was announced has not
+// arrived here yet: records are read one by one, and the announcement may
+// overtake it. That is no other wish, and ends no switch. It is waited for no
+// longer than K, since a record that was made anew counts its versions anew.
+func (m *machine) wishUnseen(t cluster.Transition) bool {
+	snap := m.in.Snapshot
+	until := snap.Transition.SeenAt.Add(m.c.Timing.KeepaliveInterval)
+	if snap.PrimaryNode.Value == string(t.To) || snap.PrimaryNode.Version >= t.WishVersion || !m.in.Now.Before(until) {
+		return false
+	}
+	m.wakeAt(until)
 	return true
 }
 
@@ -339,7 +356,7 @@ func (m *machine) handOver() {
 	t := m.s.transition
 	t.Phase = cluster.PhaseAddresses
 	lease := m.naming(cluster.Lease{
-		Version: 1, Holder: t.To, Incarnation: t.ToIncarn, Epoch: max(m.s.hold.epoch+1, sane(t.NextEpoch)),
+		Version: 1, Holder: t.To, Incarnation: t.ToIncarn, Epoch: max(m.s.hold.epoch+1, sane(t.NextEpoch), m.s.outgrown+1),
 		TTLMillis: m.c.Timing.RoleTTL.Milliseconds(), N: 0,
 	})
 	m.writeLease(forHandOver, lease,

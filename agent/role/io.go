@@ -100,6 +100,8 @@ type Event struct {
 	ServiceExited *cluster.GuardEvent
 	// RoleExtended says that the held role may go on by the others' word.
 	RoleExtended *RoleExtended
+	// EpochSeen is the largest epoch that a node says it has seen; 0: none is told.
+	EpochSeen cluster.Epoch
 	// NodeEnded says why this node's own right to protected work is over; empty:
 	// it is not.
 	NodeEnded string

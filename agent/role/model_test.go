@@ -703,7 +703,13 @@ func (w *world) wish(v string) {
 func (w *world) misfortune() {
 	n := w.nodes[w.rng.IntN(len(w.nodes))]
 	lasts := time.Duration(w.rng.IntN(6000)) * time.Millisecond
-	switch w.rng.IntN(11) {
+	switch w.rng.IntN(12) {
+	case 11:
+		e := w.store.lease().Epoch + cluster.Epoch(w.rng.IntN(5))
+		w.logf("%s hears of epoch %d", n.id, e)
+		if n.up {
+			n.step(Event{EpochSeen: e})
+		}
 	case 9:
 		w.maintenance = !w.maintenance
 		w.logf("maintenance %v", w.maintenance)

@@ -55,6 +55,9 @@ func rollOf(l cluster.Lease) Roll { return Roll{l.Coordinators, l.IDs} }
 
 // and returns all that either names.
 func (r Roll) and(other Roll) Roll {
+	if slices.Equal(r.Nodes, other.Nodes) && maps.Equal(r.IDs, other.IDs) && ascending(r.Nodes) {
+		return Roll{Nodes: slices.Clip(r.Nodes), IDs: r.IDs} // nearly always: it is asked at each step
+	}
 	nodes := slices.Concat(r.Nodes, other.Nodes)
 	slices.Sort(nodes)
 	all := Roll{Nodes: slices.Compact(nodes), IDs: r.IDs}
@@ -70,6 +73,16 @@ func (r Roll) and(other Roll) Roll {
 		all.IDs[n] = id
 	}
 	return all
+}
+
+// ascending reports whether the nodes stand in order, each once.
+func ascending(nodes []cluster.NodeID) bool {
+	for i := 1; i < len(nodes); i++ {
+		if nodes[i-1] >= nodes[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // naming has a lease of this node's name its holder's host, and, where the

@@ -344,3 +344,37 @@ func TestARenewalDuringTheRaiseMovesTheDeadline(t *testing.T) {
 		}
 	}
 }
+
+// Two that are the same are nearly all there are: a step costs no memory for them.
+func TestTwoRollsTogether(t *testing.T) {
+	nodes := func(list ...cluster.NodeID) []cluster.NodeID { return list }
+	ids := func(pairs ...string) map[cluster.NodeID]string {
+		m := map[cluster.NodeID]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[cluster.NodeID(pairs[i])] = pairs[i+1]
+		}
+		return m
+	}
+	for name, c := range map[string]struct{ a, b, want Roll }{
+		"the same":           {Roll{nodes("a", "b"), ids("a", "1")}, Roll{nodes("a", "b"), ids("a", "1")}, Roll{nodes("a", "b"), ids("a", "1")}},
+		"none":               {Roll{}, Roll{}, Roll{}},
+		"the same, unsorted": {Roll{nodes("b", "a", "b"), nil}, Roll{nodes("b", "a", "b"), nil}, Roll{nodes("a", "b"), nil}},
+		"one more":           {Roll{nodes("a", "b"), nil}, Roll{nodes("c", "b"), nil}, Roll{nodes("a", "b", "c"), nil}},
+		"another host":       {Roll{nodes("a"), ids("a", "1")}, Roll{nodes("a"), ids("a", "2")}, Roll{nodes("a"), ids("a", SeveralHosts)}},
+		"one without a host": {Roll{nodes("a"), ids("a", "1")}, Roll{nodes("a"), nil}, Roll{nodes("a"), ids("a", "1")}},
+	} {
+		got := c.a.and(c.b)
+		if !slices.Equal(got.Nodes, c.want.Nodes) || !maps.Equal(got.IDs, c.want.IDs) {
+			t.Errorf("%s: %+v, not %+v", name, got, c.want)
+		}
+	}
+	same := Roll{nodes("a", "b", "c"), ids("a", "1", "b", "2", "c", "3")}
+	other := Roll{slices.Clone(same.Nodes), maps.Clone(same.IDs)}
+	roomy := append(make([]cluster.NodeID, 0, 8), same.Nodes...)
+	if _ = append((Roll{roomy, same.IDs}).and(other).Nodes, "z"); roomy[:4][3] != "" {
+		t.Error("what is added to the whole is written into a part")
+	}
+	if n := testing.AllocsPerRun(100, func() { _ = same.and(other) }); n != 0 {
+		t.Errorf("%.0f allocations for two that are the same", n)
+	}
+}

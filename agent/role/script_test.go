@@ -148,6 +148,10 @@ func (w *world) command(words []string) {
 		w.join()
 	case "node-ended":
 		w.node(arg(1)).step(Event{NodeEnded: "no keepalive was acknowledged"})
+	case "seen": // a node tells of an epoch that it has seen
+		var e cluster.Epoch
+		_, _ = fmt.Sscan(arg(2), &e)
+		w.node(arg(1)).step(Event{EpochSeen: e})
 	case "lose-reply":
 		w.loseReply[arg(1)] = arg(2)
 	case "crash-at":

@@ -81,7 +81,8 @@ type hold struct {
 	// named are the coordinators that the newest lease write known to be in the
 	// store names, naming those of the writes that may follow it. Neither is edited.
 	named, naming Roll
-	ttl           time.Duration // a predecessor\'s longer ttl, kept until the guard has the shorter deadline
+	rising        cluster.Epoch // that a write of mine may have given the lease; 0: none
+	ttl           time.Duration // a predecessor's longer ttl, kept until the guard has the shorter deadline
 }
 
 // top is the newest write of a record that was seen.
@@ -120,6 +121,7 @@ const (
 	forRelease
 	forRouterState
 	forLinger // shutdown in maintenance
+	forEpoch  // the holder goes on under a larger epoch
 )
 
 // State is the machine's whole memory. It is a value: Step returns a new one
@@ -196,6 +198,7 @@ type State struct {
 	endWhy      string
 	endRelease  bool // release the lease once the effects are verified gone
 	epochSeen   cluster.Epoch
+	outgrown    cluster.Epoch // the largest that any node says it has seen
 	svcRetry    cluster.Instant
 	svcFailed   string
 }

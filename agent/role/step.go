@@ -102,6 +102,8 @@ func (m *machine) event() {
 		m.onServiceExited(*e.ServiceExited)
 	case e.RoleExtended != nil:
 		m.onExtended(*e.RoleExtended)
+	case e.EpochSeen != 0:
+		m.onEpochSeen(e.EpochSeen)
 	case e.NodeEnded != "":
 		if m.s.Mode.Holding() {
 			m.drop(e.NodeEnded, true)

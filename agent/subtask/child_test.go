@@ -29,7 +29,7 @@ func start(t *testing.T, r *Registry, script string, pids int) []int {
 		t.Fatal(err)
 	}
 	var list []int
-	for end := time.Now().Add(20 * time.Second); len(list) < pids; <-time.After(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(list) < pids; <-time.After(2 * time.Millisecond) {
 		raw, _ := os.ReadFile(file)
 		list = nil
 		for line := range strings.Lines(string(raw)) {
@@ -83,7 +83,7 @@ func TestNothingOfARealChildSurvivesAStop(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := New(t.Context(), "fence", Options{})
 			pids := start(t, r, program.script, program.pids)
-			if err := r.Stop(t.Context(), errQuorum, Ladder{Grace: 50 * time.Millisecond, Kill: 20 * time.Second}); err != nil {
+			if err := r.Stop(t.Context(), errQuorum, Ladder{Grace: 50 * time.Millisecond, Kill: time.Minute}); err != nil {
 				t.Fatal(err)
 			}
 			for _, pid := range pids {
@@ -99,7 +99,7 @@ func TestARealChildIsAskedBeforeItIsKilled(t *testing.T) {
 	r := New(t.Context(), "drain", Options{})
 	said := filepath.Join(t.TempDir(), "said")
 	start(t, r, `trap 'echo goodbye >`+said+`; exit 0' TERM; echo $$ >>$F; while :; do sleep 0.01; done`, 1)
-	if err := r.Stop(t.Context(), errQuorum, Ladder{Grace: 20 * time.Second}); err != nil {
+	if err := r.Stop(t.Context(), errQuorum, Ladder{Grace: time.Minute}); err != nil {
 		t.Fatal(err)
 	}
 	if raw, _ := os.ReadFile(said); string(raw) != "goodbye\n" || len(r.Shot()) != 0 {
@@ -111,7 +111,7 @@ func TestARealChildIsAskedBeforeItIsKilled(t *testing.T) {
 func TestWhatAnEndedChildLeavesIsKilled(t *testing.T) {
 	r := New(t.Context(), "probe", Options{})
 	pids := start(t, r, resisting["main ends, the rest not"].script, 2)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := r.Wait(ctx); err != nil {
 		t.Fatal(err)
@@ -133,7 +133,7 @@ func TestARealChildWhoseAdoptionIsRefusedIsKilled(t *testing.T) {
 	if err := r.Adopt("late", p); !errors.Is(err, ErrStopped) {
 		t.Fatalf("adopted: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := r.Wait(ctx); err != nil || !p.Gone() {
 		t.Fatalf("%v, gone %v", err, p.Gone())

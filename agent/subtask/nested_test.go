@@ -195,6 +195,52 @@ func TestAStopReachesWhatIsNestedAndNamesItByItsPath(t *testing.T) {
 	})
 }
 
+// The context that is nested in, its own stop or that of what is above it: each
+// ends what is nested, and a child of it is asked first, and killed a grace later.
+func TestWhatIsNestedIsAskedBeforeItIsKilledWhateverItsContext(t *testing.T) {
+	for name, above := range map[string]func(*Registry) context.Context{
+		"the registry's":   (*Registry).Context,
+		"one that goes on": func(*Registry) context.Context { return context.Background() },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := New(t.Context(), "rebalance", Options{})
+			s := r.Sub(above(r), "hv1", Options{})
+			c := newChild(0)
+			if err := s.Adopt("rsync", c); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if err := r.Stop(t.Context(), errQuorum, ladder); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if cause := context.Cause(s.Context()); !errors.Is(cause, errQuorum) {
+				t.Errorf("%s: what is nested ended by %v", name, cause)
+			}
+			if asked := c.killed.Sub(began); asked != ladder.Grace {
+				t.Errorf("%s: its child was killed %v after it was asked, not %v", name, asked, ladder.Grace)
+			}
+		})
+	}
+}
+
+// What a nested stop had to kill is told by all above it, too: an operator asks
+// the outermost.
+func TestWhatANestedStopKillsIsToldAbove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(t.Context(), "rebalance", Options{})
+		s := r.Sub(r.Context(), "hv1", Options{})
+		if err := errors.Join(s.Adopt("rsync", newChild(0)), s.Stop(t.Context(), errQuorum, ladder)); err != nil {
+			t.Fatal(err)
+		}
+		if own, above := s.Shot(), r.Shot(); !slices.Equal(own, []string{"hv1/rsync"}) || !slices.Equal(above, own) {
+			t.Errorf("killed by its own word %q, by that above %q", own, above)
+		}
+		if err := r.Stop(t.Context(), errQuorum, ladder); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 func TestANestedStopLeavesTheRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := New(t.Context(), "rebalance", Options{})

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,7 +22,7 @@ func (t *terminal) activityCommand() *cli.Command {
 	return &cli.Command{Name: "activity", Usage: "what runs under leases, such as failovers and drains", Subcommands: []*cli.Command{
 		{Name: "list", Usage: "list what runs or waits, and what happened", Action: t.activityList, Flags: []cli.Flag{
 			&cli.IntFlag{Name: "limit", Usage: "`HOW MANY` events of the history"},
-			&cli.BoolFlag{Name: "watch", Usage: "go on with a line for each event"}}},
+			watchFlag()}},
 		{Name: "stop", Usage: "end an activity, and say what had to be killed", ArgsUsage: "ID", Action: t.activityStop, Flags: []cli.Flag{
 			&cli.StringFlag{Name: "reason", Usage: "`WHY`, for the history"},
 			&cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "wait until it is dead, or the order is refused"},
@@ -35,25 +34,9 @@ func (t *terminal) activityList(c *cli.Context) error {
 	if _, err := names(c); err != nil {
 		return err
 	}
-	shape, err := format(c)
-	if err != nil {
-		return err
-	}
-	if c.Bool("watch") && shape != formatTable {
-		return usagef("`pvc activity list --watch` prints lines for people; leave out --output")
-	}
-	ask, err := client(c)
-	if err != nil {
-		return err
-	}
-	v, err := ask.Activities(c.Context, "", c.Int("limit"))
-	if err != nil {
-		return err
-	}
-	if err := t.show(c, v, func() { t.activityTables(v) }); err != nil || !c.Bool("watch") {
-		return err
-	}
-	return t.activityWatch(c.Context, ask, v)
+	return look(t, c, func(ctx context.Context, ask *api.Client) (api.ActivitiesView, error) {
+		return ask.Activities(ctx, "", c.Int("limit"))
+	}, (*terminal).activityTables)
 }
 
 func (t *terminal) activityTables(v api.ActivitiesView) {
@@ -113,53 +96,12 @@ func activityWord(a cluster.ActivityRecord) string {
 	return strings.Join(words, "; ")
 }
 
-// activityWatch prints each entry of the history that is new, until ctx ends.
-func (t *terminal) activityWatch(ctx context.Context, ask *api.Client, v api.ActivitiesView) error {
-	look := time.NewTicker(fenceLook)
-	defer look.Stop()
-	shown := map[string]bool{}
-	key := func(e cluster.Event) string { return fmt.Sprint(e.UnixMS, e.Node, e.Text) }
-	for _, e := range v.History {
-		shown[key(e)] = true
-	}
-	lost := false
-	for {
-		select {
-		case <-look.C:
-		case <-ctx.Done():
-			return nil
-		}
-		v, err := ask.Activities(ctx, "", 0)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			if !lost {
-				t.say("%s  connection lost: %s", time.Now().Format("15:04:05.000"), err)
-			}
-			lost = true
-			continue
-		}
-		lost = false
-		for _, e := range slices.Backward(v.History) {
-			if !shown[key(e)] {
-				shown[key(e)] = true
-				t.say("%s  %s", clockTime(e.UnixMS), e.Text)
-			}
-		}
-	}
-}
-
 func (t *terminal) activityStop(c *cli.Context) error {
 	given, err := names(c, "a listed activity's id (`pvc activity list`)")
 	if err != nil {
 		return err
 	}
-	if c.Bool("wait") && c.Duration("wait-timeout") <= 0 {
-		return usagef("--wait-timeout must be above zero, like 60s")
-	}
-	shape, err := format(c)
-	if err != nil {
+	if err := checkWait(c); err != nil {
 		return err
 	}
 	ask, err := client(c)
@@ -173,62 +115,25 @@ func (t *terminal) activityStop(c *cli.Context) error {
 	if !c.Bool("wait") || a.Order == nil {
 		return t.show(c, a, func() { t.say("%s", a.Message) })
 	}
-	f := &stopFollower{t: t, ask: ask, id: given[0], order: a.Order.ID, quiet: shape != formatTable}
-	f.say("%s", a.Message)
-	waitErr := f.follow(c.Context, c.Duration("wait-timeout"))
-	if f.quiet {
-		if err := t.show(c, f.last, nil); err != nil {
-			return err
-		}
-	}
-	return waitErr
+	f := &stopFollower{id: given[0], order: a.Order.ID}
+	f.pursuit = pursuit[api.ActivitiesView]{t: t, see: f.look, unfinished: stopUnfinished, read: func(ctx context.Context) (api.ActivitiesView, error) {
+		return ask.Activities(ctx, given[0], 0)
+	}}
+	return f.run(c, a.Message)
 }
 
 // stopFollower waits for the answer to an order to end an activity.
 type stopFollower struct {
-	t         *terminal
-	ask       *api.Client
+	pursuit[api.ActivitiesView]
 	id, order string
-	quiet     bool               // nothing but the end is printed, by the caller
-	last      api.ActivitiesView // of the activity, as seen last
 }
 
-func (f *stopFollower) say(format string, more ...any) {
-	if !f.quiet {
-		f.t.say(format, more...)
-	}
+func stopUnfinished(atMost time.Duration) error {
+	return fmt.Errorf("not over within %s; the order stands, and is answered in the history (`pvc activity list`). If its node is not heard (`pvc node list`), what ran there ends with that node: %w", atMost, cluster.ErrDeadline)
 }
 
-// follow looks again and again until the order is answered or the time is over.
-func (f *stopFollower) follow(ctx context.Context, atMost time.Duration) error {
-	limited, cancel := context.WithTimeout(ctx, atMost)
-	defer cancel()
-	look := time.NewTicker(fenceLook)
-	defer look.Stop()
-	for {
-		v, err := f.ask.Activities(limited, f.id, 0)
-		switch {
-		case err == nil:
-			f.last = v
-			if over, end := f.see(v); over {
-				return end
-			}
-		case limited.Err() == nil && !errors.Is(err, api.ErrUnreachable) && !errors.Is(err, cluster.ErrDeadline):
-			return err
-		}
-		select {
-		case <-look.C:
-		case <-limited.Done():
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fmt.Errorf("not over within %s; the order stands, and is answered in the history (`pvc activity list`). If its node is not heard (`pvc node list`), what ran there ends with that node: %w", atMost, cluster.ErrDeadline)
-		}
-	}
-}
-
-// see reports whether the order is answered, and how.
-func (f *stopFollower) see(v api.ActivitiesView) (over bool, end error) {
+// look reports whether the order is answered, and how.
+func (f *stopFollower) look(v api.ActivitiesView) (over bool, end error) {
 	at := slices.IndexFunc(v.History, func(e cluster.Event) bool {
 		return e.Fields["order"] == f.order && e.Kind != cluster.EventActivityStop
 	})

@@ -19,18 +19,21 @@ var version = "dev"
 type terminal struct {
 	in       io.Reader
 	out, err io.Writer
+	screen   bool // out is copied onto a terminal's screen
 }
 
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
-	t := &terminal{stdin, stdout, stderr}
+	t := &terminal{in: stdin, out: stdout, err: stderr}
 	app := &cli.App{
 		Name: "pvc", Usage: "look at and steer the cluster", Version: version,
-		Reader: stdin, Writer: stdout, ErrWriter: stderr,
-		HideVersion: true, EnableBashCompletion: true,
-		Flags: globalFlags(),
+		DisableSliceFlagSeparator: true, // a comma belongs to the value
+		Reader:                    stdin, Writer: stdout, ErrWriter: stderr,
+		HideVersion: true,
+		Flags:       globalFlags(),
 		Commands: append([]*cli.Command{
 			t.nodeCommand(), t.clusterCommand(), t.timingCommand(), t.historyCommand(),
-			t.explainCommand(), t.fenceCommand(), t.leaseCommand(), t.activityCommand(), t.faultCommand(), t.settingsCommand(), t.pkiCommand(), t.doctorCommand(), t.versionCommand(),
+			t.explainCommand(), t.fenceCommand(), t.leaseCommand(), t.activityCommand(), t.workloadCommand(), t.rebalanceCommand(), t.faultCommand(), t.settingsCommand(), t.configCommand(), t.pkiCommand(), t.doctorCommand(),
+			t.connectionCommand(), t.completionCommand(), t.versionCommand(),
 		}, moreCommands()...),
 		ExitErrHandler: func(*cli.Context, error) {}, // run tells the error and ends the process
 		OnUsageError:   asUsageError,
@@ -54,7 +57,8 @@ func reportUsage(commands []*cli.Command) {
 
 func globalFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "api", Usage: "`URL` of a pvcapid", EnvVars: []string{"PVC_API"}, Value: "http://" + api.DefaultListen},
+		&cli.StringFlag{Name: "connection", Usage: "`NAME` of the cluster among your connections (`pvc connection list`)", EnvVars: []string{"PVC_CONNECTION"}},
+		&cli.StringFlag{Name: "api", Usage: "`URL` of a pvcapid, or of several of one cluster with commas between", EnvVars: []string{"PVC_API"}, Value: "http://" + api.DefaultListen},
 		&cli.StringFlag{Name: "key-file", Usage: "`FILE` whose first line is the API key (or the key itself in PVC_API_KEY)", EnvVars: []string{"PVC_API_KEY_FILE"}},
 		&cli.StringFlag{Name: "ca", Usage: "PEM `FILE` of the server's authority", EnvVars: []string{"PVC_API_CA"}},
 		&cli.StringFlag{Name: "cert", Usage: "PEM `FILE` of the client's certificate", EnvVars: []string{"PVC_API_CERT"}},
@@ -66,15 +70,6 @@ func globalFlags() []cli.Flag {
 
 // client makes the client that the global flags describe.
 func client(c *cli.Context) (*api.Client, error) {
-	key := os.Getenv("PVC_API_KEY")
-	if path := c.String("key-file"); path != "" {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("read the API key: %w", err)
-		}
-		first, _, _ := strings.Cut(string(raw), "\n")
-		key = strings.TrimSpace(first)
-	}
 	if _, err := format(c); err != nil {
 		return nil, err
 	}
@@ -82,12 +77,46 @@ func client(c *cli.Context) (*api.Client, error) {
 	if timeout <= 0 {
 		return nil, usagef("--timeout must be above zero, like 10s")
 	}
-	made, err := api.NewClient(api.ClientConfig{URL: c.String("api"), Key: key, Timeout: timeout,
-		TLS: api.TLSFiles{Cert: c.String("cert"), Key: c.String("cert-key"), ClientCA: c.String("ca")}})
+	who, named, err := chosen(c)
+	if err != nil {
+		return nil, err
+	}
+	if !named {
+		who = connection{URLs: []string{global(c).String("api")}}
+	}
+	for flag, into := range map[string]*string{"key-file": &who.KeyFile, "ca": &who.CA, "cert": &who.Cert, "cert-key": &who.CertKey} {
+		if given := global(c).String(flag); given != "" {
+			*into = given
+		}
+	}
+	key, err := apiKey(who)
+	if err != nil {
+		return nil, err
+	}
+	made, err := api.NewClient(api.ClientConfig{URL: strings.Join(who.URLs, ","), Key: key, Timeout: timeout,
+		TLS: api.TLSFiles{Cert: who.Cert, Key: who.CertKey, ClientCA: who.CA}})
 	if err != nil {
 		return nil, usageError{err.Error()}
 	}
 	return made, nil
+}
+
+// apiKey is the key to send: a file's, the stored one, or the environment's, which
+// may be meant for another cluster.
+func apiKey(who connection) (string, error) {
+	switch {
+	case who.KeyFile != "":
+	case who.Key != "":
+		return who.Key, nil
+	default:
+		return os.Getenv("PVC_API_KEY"), nil
+	}
+	raw, err := os.ReadFile(who.KeyFile)
+	if err != nil {
+		return "", fmt.Errorf("read the API key: %w", err)
+	}
+	first, _, _ := strings.Cut(string(raw), "\n")
+	return strings.TrimSpace(first), nil
 }
 
 // global is where the global flags stand, even if the command has a flag of

@@ -14,7 +14,8 @@ type level struct {
 	flags []cli.Flag
 	given []string
 	next  []*cli.Command
-	raw   bool // reads its words itself: nothing is arranged
+	raw   bool   // reads its words itself: nothing is arranged
+	takes string // the names that it takes, for people
 }
 
 // builtinFlags are added by the library itself, to every command.
@@ -34,8 +35,6 @@ func arrange(app *cli.App, argv []string) ([]string, error) {
 		case word == "--":
 			names = append(names, argv[i+1:]...)
 			return compose(levels, names), nil
-		case word == completionFlag:
-			return argv, nil
 		case strings.HasPrefix(word, "-") && word != "-":
 			used, err := takeFlag(levels, argv[i:])
 			if err != nil {
@@ -60,9 +59,6 @@ func arrange(app *cli.App, argv []string) ([]string, error) {
 	return compose(levels, names), nil
 }
 
-// completionFlag is what the shell's completion script appends.
-const completionFlag = "--generate-bash-completion"
-
 func compose(levels []*level, names []string) []string {
 	var out []string
 	for _, l := range levels {
@@ -83,7 +79,7 @@ func descend(levels []*level, word string) (*level, error) {
 	var known []string
 	for _, c := range last.next {
 		if c.HasName(word) {
-			return &level{word: word, flags: c.Flags, next: c.Subcommands, raw: c.SkipFlagParsing}, nil
+			return &level{word: word, flags: c.Flags, next: c.Subcommands, raw: c.SkipFlagParsing, takes: c.ArgsUsage}, nil
 		}
 		if !c.Hidden {
 			known = append(known, c.Name)
@@ -92,7 +88,7 @@ func descend(levels []*level, word string) (*level, error) {
 	if word == "help" || word == "h" {
 		return &level{word: word}, nil
 	}
-	return nil, usagef("there is no command %q in `%s`; known: %s", word, title(levels), strings.Join(known, ", "))
+	return nil, usagef("there is no command %q in `%s`%s; known: %s", word, title(levels), perhaps(word, known), strings.Join(known, ", "))
 }
 
 // takeFlag hands the flag at the head of rest to the level that knows it and
@@ -102,7 +98,8 @@ func takeFlag(levels []*level, rest []string) (int, error) {
 	name := strings.TrimPrefix(strings.TrimPrefix(dashed, "-"), "-")
 	l, flag := findFlag(levels, name)
 	if flag == nil {
-		return 0, usagef("`%s` knows no flag %q; known: %s (after \"--\" everything is a name)", title(levels), dashed, knownFlags(levels))
+		known := knownFlags(levels)
+		return 0, usagef("`%s` knows no flag %q%s; known: %s (after \"--\" everything is a name)", title(levels), dashed, perhaps(dashed, known), strings.Join(known, ", "))
 	}
 	if joined {
 		l.given = append(l.given, "--"+name+"="+value)
@@ -131,14 +128,53 @@ func findFlag(levels []*level, name string) (*level, cli.Flag) {
 	return nil, nil
 }
 
-func knownFlags(levels []*level) string {
+func knownFlags(levels []*level) []string {
 	var known []string
 	for i := len(levels) - 1; i >= 0; i-- {
 		for _, f := range levels[i].flags {
 			known = append(known, "--"+f.Names()[0])
 		}
 	}
-	return strings.Join(known, ", ")
+	return known
+}
+
+// perhaps asks whether the nearest of the known words was meant, where one is
+// near: two letters away at most, and less than half of it.
+func perhaps(word string, known []string) string {
+	best, nearest := 3, ""
+	for _, k := range known {
+		if d := distance(word, k); d < best && 2*d < len(k) {
+			best, nearest = d, k
+		}
+	}
+	if nearest == "" {
+		return ""
+	}
+	return ": did you mean " + nearest + "?"
+}
+
+// distance is how many letters must be added, taken away, changed or swapped with
+// the next to make one word of the other.
+func distance(a, b string) int {
+	before, last, now := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := range len(a) {
+		now[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			now[j+1] = min(last[j]+cost, last[j+1]+1, now[j]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				now[j+1] = min(now[j+1], before[j-1]+1)
+			}
+		}
+		before, last, now = last, now, before
+	}
+	return last[len(b)]
 }
 
 func title(levels []*level) string {

@@ -18,7 +18,7 @@ func benchCommand() *cli.Command {
 			&cli.StringFlag{Name: "bin", Usage: "`FOLDER` of pvcnoded, pvcapid and pvc (default: this program's)"},
 			&cli.StringFlag{Name: "only", Usage: "only these `PARTS`, separated by commas"},
 			&cli.IntFlag{Name: "runs", Usage: "`N` runs of each fault", Value: 10},
-			&cli.BoolFlag{Name: "quick", Usage: "about 10 to 13 minutes instead of 35 to 40: fewer runs of what takes long"},
+			&cli.BoolFlag{Name: "quick", Usage: "about 20 minutes instead of somewhat over an hour: fewer runs of what takes long"},
 			&cli.BoolFlag{Name: "keep-files", Usage: "leave the folders with all logs and histories in place"},
 		},
 		Action:      sandboxBench,

@@ -30,6 +30,12 @@ type server struct {
 	*httptest.Server
 }
 
+// failing is an answer that is no success, with its text.
+type failing struct {
+	status int
+	text   string
+}
+
 func newServer(t *testing.T, answers map[string]any) *server {
 	s := &server{answers: answers, views: make(chan api.ClusterView, 16)}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.answer))
@@ -55,6 +61,9 @@ func (s *server) answer(w http.ResponseWriter, r *http.Request) {
 	case nil:
 		w.WriteHeader(http.StatusNotFound)
 		_ = json.NewEncoder(w).Encode(api.Message{Message: "There is nothing at " + path})
+	case failing:
+		w.WriteHeader(b.status)
+		_ = json.NewEncoder(w).Encode(api.Message{Message: b.text})
 	case int:
 		w.WriteHeader(b)
 		_ = json.NewEncoder(w).Encode(api.Message{Message: fmt.Sprintf("answered with %d", b)})
@@ -109,6 +118,9 @@ func (s *server) lastAsked() string {
 var hv1 = api.Node{Name: "hv1", DaemonState: "run", CoordinatorState: "primary", DomainState: "ready", Health: 100,
 	CPUCount: 4, Load: 0.5, Memory: api.NodeMemory{Total: 16384, Used: 512}, RunningDomains: []string{}}
 
+var theCache = api.WorkloadView{Name: "cache", ID: "w1", Kind: cluster.WorkloadReplicated, Driver: cluster.DriverRedis, State: cluster.WorkloadRunning, Wanted: true, Autostart: true, Ephemeral: true,
+	Chain: []cluster.NodeID{"hv1", cluster.NoCopy}, Nodes: []cluster.NodeID{}, Replicas: 1, Version: 3, Params: map[string]string{"port": "7001"}}
+
 // every command, the words it needs, and what it asks for.
 var commands = []struct {
 	words, names, flags string // flags are its own, with values
@@ -119,11 +131,31 @@ var commands = []struct {
 	{"node info", "hv1", "", "GET /node/hv1", hv1},
 	{"node primary", "hv2", "--dry-run --wait-timeout 5s", "POST /switch dry_run=true&to=hv2", api.SwitchAnswer{Message: "would", Possible: true, DryRun: true}},
 	{"node secondary", "hv1", "--dry-run --wait", "POST /switch dry_run=true&from=hv1&to=none", api.SwitchAnswer{Message: "would", Possible: true, DryRun: true}},
-	{"node flush", "hv1", "", "POST /node/hv1/domain-state state=flush", api.Message{Message: "flushed"}},
-	{"node ready", "hv1", "", "POST /node/hv1/domain-state state=ready", api.Message{Message: "ready"}},
+	{"node flush", "hv1", "--wait-timeout 5s", "POST /node/hv1/domain-state state=flush", api.Message{Message: "flushed"}},
+	{"node ready", "hv1", "--wait-timeout 5s", "POST /node/hv1/domain-state state=ready", api.Message{Message: "ready"}},
 	{"node add", "hv4", "--coordinator --host 7f --reason repaired --wait-timeout 5s", "PUT /node/hv4 host=7f&mode=coordinator&reason=repaired", api.MemberAnswer{Message: "ordered"}},
 	{"node remove", "hv4", "--reason sold -y --wait-timeout 5s", "DELETE /node/hv4 reason=sold", api.MemberAnswer{Message: "ordered"}},
 	{"settings autofailover", "", "--enabled true --timeout 30 --max-count 2 --check", "POST /settings/autoFailover enabled=true&just_validate=1&maxCount=2&timeout=30", api.SettingsErrors{}},
+	{"settings autoreprovision", "", "", "GET /settings/autoReprovision", api.AutoReprovision{Enabled: true, MaxNodes: 1}},
+	{"settings autoreprovision enable", "", "--max-nodes 2", "POST /settings/autoReprovision enabled=true&maxNodes=2", api.ReprovisionAnswer{Message: "on"}},
+	{"settings autoreprovision disable", "", "--check", "POST /settings/autoReprovision enabled=false&just_validate=1", api.SettingsErrors{}},
+	{"settings autoreprovision reset", "", "--wait --wait-timeout 5s", "POST /settings/autoReprovision/resetCount wait=5s", api.ReprovisionAnswer{Message: "reset"}},
+	{"rebalance", "", "--wait-timeout 5s", "POST /rebalance", api.RebalanceAnswer{Message: "ordered"}},
+	{"rebalance start", "", "--wait-timeout 5s", "POST /rebalance", api.RebalanceAnswer{Message: "ordered"}},
+	{"rebalance stop", "", "", "POST /rebalance/stop", api.RebalanceAnswer{Message: "ordered"}},
+	{"rebalance status", "", "", "GET /rebalance", api.RebalanceView{State: "done", Text: "all is spread"}},
+	{"workload list", "c.*", "--node hv1 --state running --kind movable --driver exec", "GET /workloads driver=exec&kind=movable&limit=c.%2A&node=hv1&state=running", []api.WorkloadView{theCache}},
+	{"workload info", "cache", "", "GET /workloads/cache", theCache},
+	{"workload add", "cache", "--driver redis --chain hv1,hv2 --ephemeral", "POST /workloads chain=hv1%2Chv2&driver=redis&ephemeral=true&name=cache", api.WorkloadOrder{Message: "added"}},
+	{"workload add", "job", "--driver exec --param command=/bin/a,b=c --kind movable --nodes hv1 --replicas 0 --coordinators-only --autostart=false --protected --priority 5 --selector mem --memory 64 --vcpus 2 --stopped --unchecked --wait-timeout 5s",
+		"POST /workloads autostart=false&coordinators_only=true&driver=exec&kind=movable&memory=64&name=job&nodes=hv1&params=%7B%22command%22%3A%22%2Fbin%2Fa%2Cb%3Dc%22%7D&priority=5&protected=true&replicas=0&selector=mem&stopped=true&unchecked=true&vcpus=2", api.WorkloadOrder{Message: "added"}},
+	{"workload set", "cache", "--priority 7 --param port=7001 --param old=", "PUT /workloads/cache params=%7B%22old%22%3Anull%2C%22port%22%3A%227001%22%7D&priority=7", api.WorkloadOrder{Message: "changed"}},
+	{"workload move", "web", "--node hv1 --wait-timeout 5s", "POST /workloads/web/move node=hv1", api.WorkloadOrder{Message: "ordered"}},
+	{"workload promote", "cache", "--node hv2", "POST /workloads/cache/promote node=hv2", api.WorkloadOrder{Message: "ordered"}},
+	{"workload start", "web", "", "POST /workloads/web/start", api.WorkloadOrder{Message: "ordered"}},
+	{"workload stop", "web", "--wait-timeout 5s", "POST /workloads/web/stop", api.WorkloadOrder{Message: "ordered"}},
+	{"workload probe", "web", "", "POST /workloads/web/probe", api.WorkloadOrder{Message: "ordered"}},
+	{"workload remove", "cache", "--destroy -y", "DELETE /workloads/cache destroy=true", api.WorkloadOrder{Message: "ordered"}},
 	{"lease list", "", "", "GET /leases", api.LeasesView{}},
 	{"activity list", "", "--limit 3", "GET /activities limit=3", api.ActivitiesView{}},
 	{"activity stop", "drain-a", "--reason hangs --wait-timeout 5s", "POST /activities/drain-a/stop reason=hangs", api.ActivityAnswer{Message: "ordered"}},
@@ -135,6 +167,7 @@ var commands = []struct {
 	{"cluster init", "", "--name demo --overwrite --yes", "POST /initialize name=demo&overwrite=true&yes-i-really-mean-it=true", api.Message{Message: "made"}},
 	{"cluster maintenance on", "", "--owner ada --reason disk --expires 2h --wait --wait-timeout 5s", "POST /maintenance expires=2h0m0s&owner=ada&reason=disk&state=true&wait=5s", api.MaintenanceAnswer{Message: "on"}},
 	{"cluster maintenance off", "", "--owner ada --reason done --wait-timeout 5s", "POST /maintenance owner=ada&reason=done&state=false", api.MaintenanceAnswer{Message: "off"}},
+	{"cluster maintenance show", "", "", "GET /maintenance", api.MaintenanceView{On: true, Owner: "ada"}},
 	{"timing", "", "", "GET /timing", api.TimingView{Profile: "lan", Worst: []api.WorstCase{{Name: "take_over", Seconds: 3}}}},
 	{"history", "", "--limit 2 --kind fence", "GET /history kind=fence&limit=2", []cluster.Event{{Text: "it was fenced"}}},
 	{"explain", "primary", "", "GET /explain/primary", api.Explanation{What: "primary", Verdict: "fine"}},
@@ -142,6 +175,7 @@ var commands = []struct {
 	{"settings autofailover reset", "", "", "POST /settings/autoFailover/resetCount", api.SettingsAnswer{Message: "reset"}},
 	{"fence list", "", "--node hv3 --limit 3", "GET /fence/hv3 limit=3", api.FencesView{Fences: []cluster.FenceRecord{{Node: "hv3", Stage: cluster.FenceDone}}}},
 	{"fence now", "hv3", "--reason hangs -y --wait-timeout 5s", "POST /fence/hv3 action=fence&reason=hangs", api.FenceAnswer{Message: "ordered"}},
+	{"fence now", "hv3", "--unsafe --reason hangs -y", "POST /fence/hv3 action=fence&reason=hangs&unsafe=true", api.FenceAnswer{Message: "ordered"}},
 	{"fence confirm", "hv3", "--reason unplugged --yes --wait-timeout 5s", "POST /fence/hv3 action=confirm&reason=unplugged", api.FenceAnswer{Message: "ordered"}},
 	{"fence cancel", "hv3", "--reason mistake", "POST /fence/hv3 action=cancel&reason=mistake", api.FenceAnswer{Message: "ordered"}},
 	{"fence secret list", "", "", "GET /secrets", []api.SecretView{{Name: "bmc", By: "ada"}}},
@@ -183,7 +217,8 @@ func askedPath(asked string) string {
 
 // Every command of the program is in the table above, so that none escapes it.
 func TestEveryCommandIsTested(t *testing.T) {
-	tested := map[string]bool{"node watch": true, "version": true, "fence key": true, "fence seal": true, "fence secret set": true}
+	tested := map[string]bool{"node watch": true, "cluster watch": true, "version": true, "completion": true, "config check": true, "cluster backup": true, "cluster restore": true,
+		"connection add": true, "connection list": true, "connection show": true, "connection use": true, "connection remove": true, "fence key": true, "fence seal": true, "fence secret set": true}
 	for _, c := range commands {
 		tested[c.words] = true
 	}
@@ -216,7 +251,7 @@ func TestUnknownWords(t *testing.T) {
 		if got := pvc(t, s, "", line...); got.code != exitUsage || !strings.Contains(got.err, `"surplus"`) {
 			t.Errorf("%q: exit %d, %s", line, got.code, got.err)
 		}
-		if c.names == "" || c.words == "node list" {
+		if c.names == "" || strings.HasSuffix(c.words, " list") {
 			continue
 		}
 		if got := pvc(t, s, "", strings.Fields(c.words)...); got.code != exitUsage || !strings.Contains(got.err, "needs a ") {
@@ -234,7 +269,6 @@ func TestUnknownWords(t *testing.T) {
 		"node list --api localhost":                               `is not the URL of a pvcapid`,
 		"node primary hv1 --wait=maybe":                           `wait`,
 		"node primary -x hv1":                                     `"-x"`,
-		"node watch -o yaml":                                      "has no YAML",
 		"fault ack":                                               "needs a fault's id, or --all",
 		"fault delete disk --all":                                 `"disk"`,
 		"settings autofailover --check":                           "--check needs one of",
@@ -357,6 +391,11 @@ func TestNodeListFormats(t *testing.T) {
 		"! hv2: memtotal: rubbish\n"
 	if got.code != 0 || got.out != want {
 		t.Errorf("table:\n%s", got.out)
+	}
+	ends := hv1
+	ends.Settling = true
+	if got := pvc(t, newServer(t, map[string]any{"GET /node": []api.Node{ends}}), "", "node", "list"); !strings.Contains(got.out, "stopping") || strings.Contains(got.out, " run ") {
+		t.Errorf("whose copies are ending:\n%s", got.out)
 	}
 	var fromJSON, fromYAML []map[string]any
 	got = pvc(t, s, "", "node", "list", "-o", "json")

@@ -2,8 +2,8 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
-	"os/user"
 	"sort"
 	"strings"
 	"time"
@@ -16,58 +16,46 @@ import (
 	"pvc.internal/cluster"
 )
 
-// The flags of the maintenance switch that make it wait.
-var (
-	waitForNodes = &cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "return only when every live node has confirmed it"}
-	waitAtMost   = &cli.DurationFlag{Name: "wait-timeout", Usage: "longest `TIME` to wait for that, at most 2m", Value: defaultMaintenanceWait}
-)
-
-// defaultMaintenanceWait is longer than a node whose session still lives, and
-// which is not stuck, can take to publish what it sees.
-const defaultMaintenanceWait = 10 * time.Second
-
 func (t *terminal) clusterCommand() *cli.Command {
-	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole", Subcommands: []*cli.Command{
-		{Name: "status", Usage: "show its health", Action: t.clusterStatus},
+	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole", Subcommands: append([]*cli.Command{
+		{Name: "status", Usage: "show its health", Action: t.clusterStatus, Flags: []cli.Flag{watchFlag()}},
+		{Name: "watch", Usage: "show the cluster and each change", Action: t.nodeWatch},
 		{Name: "init", Usage: "make a new cluster's tree", Action: t.clusterInit, Flags: []cli.Flag{
 			&cli.StringFlag{Name: "name", Usage: "the cluster's `NAME`; pvcapid's configured one otherwise"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "replace all data of a cluster that is there"},
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}}},
-		{Name: "maintenance", Usage: "no fencing, no failover", Subcommands: []*cli.Command{
-			{Name: "on", Usage: "begin maintenance", Action: t.maintenance(true), Flags: []cli.Flag{
-				&cli.StringFlag{Name: "reason", Usage: "`WHY`"},
-				&cli.StringFlag{Name: "owner", Usage: "`WHO`; your user name otherwise"},
-				&cli.DurationFlag{Name: "expires", Usage: "end by itself after this `TIME`"}, waitForNodes, waitAtMost}},
-			{Name: "off", Usage: "end maintenance", Action: t.maintenance(false), Flags: []cli.Flag{
-				&cli.StringFlag{Name: "owner", Usage: "`WHO`; your user name otherwise"},
-				&cli.StringFlag{Name: "reason", Usage: "`WHY`"}, waitForNodes, waitAtMost}},
-		}},
-	}}
+		t.maintenanceCommand(),
+	}, t.backupCommands()...)}
 }
 
 func (t *terminal) clusterStatus(c *cli.Context) error {
 	if _, err := names(c); err != nil {
 		return err
 	}
-	ask, err := client(c)
+	shape, err := format(c)
 	if err != nil {
 		return err
 	}
-	status, err := ask.Status(c.Context)
-	if err != nil {
-		return err
-	}
-	return t.show(c, status, func() { t.statusTable(status) })
+	var why string // of the maintenance, which the status itself does not tell
+	return look(t, c, func(ctx context.Context, ask *api.Client) (api.Status, error) {
+		s, err := ask.Status(ctx)
+		if why = ""; err == nil && shape == formatTable && s.Maintenance == "true" {
+			if m, err := ask.MaintenanceNow(ctx); err == nil && m.On { // an older pvcapid does not tell
+				why = maintenanceWords(m)
+			}
+		}
+		return s, err
+	}, func(t *terminal, s api.Status) { t.statusTable(s, why) })
 }
 
-func (t *terminal) statusTable(s api.Status) {
+func (t *terminal) statusTable(s api.Status, why string) {
 	paint := t.painter()
 	g := t.grid()
 	g.AppendRows([]table.Row{
 		{"cluster", s.ClusterName},
 		{"health", fmt.Sprintf("%s (%d %%)", paint.state(s.Health), s.ClusterHealth.Health)},
 		{"primary", s.PrimaryNode},
-		{"maintenance", s.Maintenance},
+		{"maintenance", strings.TrimSpace(s.Maintenance + " " + why)},
 		{"nodes", counts(s.Nodes)},
 		{"vms", counts(s.VMs)},
 		{"memory", fmt.Sprintf("%s of %s (%.1f %%)", mebibytes(s.Resources.Memory.Used), mebibytes(s.Resources.Memory.Total), s.Resources.Memory.Utilization)},
@@ -116,49 +104,6 @@ func (t *terminal) confirm(question, wanted string) bool {
 	return strings.TrimSpace(line) == wanted
 }
 
-func (t *terminal) maintenance(on bool) cli.ActionFunc {
-	return func(c *cli.Context) error {
-		if _, err := names(c); err != nil {
-			return err
-		}
-		ask, err := client(c)
-		if err != nil {
-			return err
-		}
-		owner := c.String("owner")
-		if u, err := user.Current(); owner == "" && err == nil {
-			owner = u.Username
-		}
-		order := api.MaintenanceOrder{On: on, Owner: owner, Reason: c.String("reason")}
-		if d := c.Duration("expires"); d != 0 {
-			order.Expires = d.String()
-		}
-		if c.Bool("wait") {
-			if order.Wait = c.Duration("wait-timeout"); order.Wait <= 0 || order.Wait > 2*time.Minute {
-				return usagef("--wait-timeout must be above zero and at most 2m, like 10s")
-			}
-		}
-		m, err := ask.Maintenance(c.Context, order)
-		if err != nil {
-			return err
-		}
-		return t.show(c, m, func() {
-			t.say("%s", m.Message)
-			if len(m.Confirmed) > 0 {
-				t.say("confirmed by every live node: %s", nodeNames(m.Confirmed))
-			}
-		})
-	}
-}
-
-func nodeNames(nodes []cluster.NodeID) string {
-	words := make([]string, len(nodes))
-	for i, n := range nodes {
-		words[i] = string(n)
-	}
-	return strings.Join(words, ", ")
-}
-
 func (t *terminal) timingCommand() *cli.Command {
 	return &cli.Command{Name: "timing", Usage: "the intervals and the worst cases that follow", Action: func(c *cli.Context) error {
 		if _, err := names(c); err != nil {
@@ -194,20 +139,14 @@ func (t *terminal) timingTable(v api.TimingView) {
 func (t *terminal) historyCommand() *cli.Command {
 	return &cli.Command{Name: "history", Usage: "what happened, newest first", Flags: []cli.Flag{
 		&cli.IntFlag{Name: "limit", Aliases: []string{"n"}, Value: 20, Usage: "`HOW MANY`"},
-		&cli.StringFlag{Name: "kind", Usage: "only this `KIND`"},
+		&cli.StringFlag{Name: "kind", Usage: "only this `KIND`"}, watchFlag(),
 	}, Action: func(c *cli.Context) error {
 		if _, err := names(c); err != nil {
 			return err
 		}
-		ask, err := client(c)
-		if err != nil {
-			return err
-		}
-		events, err := ask.History(c.Context, c.Int("limit"), c.String("kind"))
-		if err != nil {
-			return err
-		}
-		return t.show(c, events, func() {
+		return look(t, c, func(ctx context.Context, ask *api.Client) ([]cluster.Event, error) {
+			return ask.History(ctx, c.Int("limit"), c.String("kind"))
+		}, func(t *terminal, events []cluster.Event) {
 			g := t.grid("time", "node", "kind", "what")
 			g.SetColumnConfigs([]table.ColumnConfig{{Name: "what", WidthMax: widestText, WidthMaxEnforcer: text.WrapSoft}})
 			for _, e := range events {
@@ -226,20 +165,12 @@ func clockTime(unixMS int64) string {
 }
 
 func (t *terminal) explainCommand() *cli.Command {
-	return &cli.Command{Name: "explain", Usage: "why something is as it is, and what stands against change", ArgsUsage: "NODE|primary", Action: func(c *cli.Context) error {
-		given, err := names(c, "a node's name or \"primary\"")
+	return &cli.Command{Name: "explain", Usage: "why something is as it is, and what stands against change", ArgsUsage: "NODE|WORKLOAD|primary", Flags: []cli.Flag{watchFlag()}, Action: func(c *cli.Context) error {
+		given, err := names(c, "a node's or workload's name or \"primary\"")
 		if err != nil {
 			return err
 		}
-		ask, err := client(c)
-		if err != nil {
-			return err
-		}
-		e, err := ask.Explain(c.Context, given[0])
-		if err != nil {
-			return err
-		}
-		return t.show(c, e, func() { t.explanation(e) })
+		return look(t, c, func(ctx context.Context, ask *api.Client) (api.Explanation, error) { return ask.Explain(ctx, given[0]) }, (*terminal).explanation)
 	}}
 }
 

@@ -46,6 +46,7 @@ func examine(ctx context.Context, file string) doctor.Report {
 	tree := begin(reading, recordsLimit, func(ctx context.Context) (treeRead, error) { return readTree(ctx, s) })
 	key := begin(ctx, filesLimit, func(context.Context) (doctor.Key, error) { return keyOf(s), nil })
 	certificate := begin(ctx, filesLimit, func(context.Context) (doctor.Certificate, error) { return certificateOf(s), nil })
+	more := begin(ctx, filesLimit, func(context.Context) ([]doctor.CertFile, error) { return certFilesOf(file, s), nil })
 	watchdog := begin(ctx, filesLimit, func(context.Context) (doctor.Watchdog, error) { return watchdogOf(s), nil })
 	beside := begin(ctx, filesLimit, func(context.Context) ([]doctor.Finding, error) { return besides(file, s), nil })
 	units := begin(ctx, unitsLimit, func(ctx context.Context) ([]doctor.Unit, error) { return unitsOf(ctx, s) })
@@ -73,6 +74,8 @@ func examine(ctx context.Context, file string) doctor.Report {
 	take(doctor.CheckSecrets, doctor.Secrets(k), err)
 	cert, err := certificate()
 	take(doctor.CheckCerts, doctor.Certificates(cert), err)
+	files, err := more()
+	take(doctor.CheckCerts, doctor.CertFiles(files, time.Now()), err)
 	w, err := watchdog()
 	take(doctor.CheckWatchdog, doctor.Watchdogs(w, records), err)
 	u, err := units()
@@ -81,6 +84,11 @@ func examine(ctx context.Context, file string) doctor.Report {
 	// were read would else be taken for a leftover.
 	here, err := begin(ctx, filesLimit, func(context.Context) ([]doctor.Address, error) { return addressesOf(s) })()
 	take(doctor.CheckLeftovers, doctor.Addresses(s.Node.Name, here, records), err)
+	left, err := begin(ctx, filesLimit, func(context.Context) (leftHere, error) { return lookForLeft(s, u) })()
+	take(doctor.CheckLeftovers, doctor.LeftRunning(s.Node.Name, left.running, records), err)
+	if err == nil && left.gate.Table != "" {
+		take(doctor.CheckLeftovers, doctor.Gates(left.gate), nil)
+	}
 	return doctor.NewReport(string(s.Node.Name), s.Cluster.Name, findings)
 }
 
@@ -97,8 +105,10 @@ func judgeRecords(s settings.Node, read treeRead, err error, take func(string, [
 		return nil
 	}
 	r := read.records
+	r.Remembers = remembered(s)
 	take(doctor.CheckAccess, doctor.Accesses(access), nil)
 	take(doctor.CheckCluster, doctor.Cluster(r), nil)
+	take(doctor.CheckCluster, doctor.Members(r), nil)
 	take(doctor.CheckClocks, doctor.Clocks(r), nil)
 	take(doctor.CheckLeftovers, doctor.Locks(r), nil)
 	take(doctor.CheckSettings, doctor.OtherNodes(s.Node.Name, r), nil)

@@ -106,6 +106,9 @@ func readTree(ctx context.Context, s settings.Node) (read treeRead, err error) {
 		readRecord(ctx, h, cluster.Key{Kind: cluster.KeyView, Node: n}, read.records.Views, &read.records.Doubts)
 		readRecord(ctx, h, cluster.Key{Kind: cluster.KeyFenceTests, Node: n}, read.records.Tests, &read.records.Doubts)
 	}
+	if _, _, err := h.CheckTree(ctx); errors.Is(err, cluster.ErrHalfRestored) {
+		read.records.Half = err.Error()
+	}
 	if read.secrets, err = h.ReadSecrets(ctx); err != nil {
 		read.records.Doubts = append(read.records.Doubts, err.Error())
 	}

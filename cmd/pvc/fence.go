@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -28,12 +27,13 @@ func (t *terminal) fenceCommand() *cli.Command {
 		&cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "show it stage by stage until it has ended"},
 		&cli.DurationFlag{Name: "wait-timeout", Usage: "longest `TIME` to wait for its end", Value: defaultFenceWait},
 	}
+	unsafe := &cli.BoolFlag{Name: "unsafe", Usage: "try it once even if the primary holds no majority of the node leases; needs --reason"}
 	ordering := func(more ...cli.Flag) []cli.Flag { return append(append([]cli.Flag{reason}, more...), wait...) }
 	return &cli.Command{Name: "fence", Usage: "taking a node's power away, and seeing that it is gone", Subcommands: []*cli.Command{
 		{Name: "list", Usage: "list fence records, orders and the tests of fence devices", Action: t.fenceList, Flags: []cli.Flag{
 			&cli.StringFlag{Name: "node", Usage: "only of this `NODE`"},
-			&cli.IntFlag{Name: "limit", Aliases: []string{"n"}, Value: 10, Usage: "`HOW MANY` events of the history"}}},
-		{Name: "now", Usage: "take a node's power, whatever it looks like", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderFence), Flags: ordering(yes)},
+			&cli.IntFlag{Name: "limit", Aliases: []string{"n"}, Value: 10, Usage: "`HOW MANY` events of the history"}, watchFlag()}},
+		{Name: "now", Usage: "take a node's power, whatever it looks like", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderFence), Flags: ordering(yes, unsafe)},
 		{Name: "confirm", Usage: "vouch that a lost node has no power, in place of its fence device", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderConfirm), Flags: ordering(yes)},
 		{Name: "cancel", Usage: "end a fence before power is ordered off, or take an order back", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderCancel), Flags: []cli.Flag{reason}},
 		{Name: "test", Usage: "ask a node's fence devices whether they could be used; no power changes", ArgsUsage: "NODE", Action: t.fenceOrder(cluster.OrderTest), Flags: ordering()},
@@ -45,15 +45,9 @@ func (t *terminal) fenceList(c *cli.Context) error {
 	if _, err := names(c); err != nil {
 		return err
 	}
-	ask, err := client(c)
-	if err != nil {
-		return err
-	}
-	v, err := ask.Fences(c.Context, c.String("node"), c.Int("limit"))
-	if err != nil {
-		return err
-	}
-	return t.show(c, v, func() { t.fenceTables(v) })
+	return look(t, c, func(ctx context.Context, ask *api.Client) (api.FencesView, error) {
+		return ask.Fences(ctx, c.String("node"), c.Int("limit"))
+	}, (*terminal).fenceTables)
 }
 
 // fenceTables prints what there is, each kind as a table of its own.
@@ -138,8 +132,11 @@ func (t *terminal) fenceOrder(action string) cli.ActionFunc {
 		if action == cluster.OrderConfirm && strings.TrimSpace(reason) == "" {
 			return usagef("`pvc fence confirm` needs --reason WHY: who has seen that %s has no power, and how", node)
 		}
-		if c.Bool("wait") && c.Duration("wait-timeout") <= 0 {
-			return usagef("--wait-timeout must be above zero, like 60s")
+		if c.Bool("unsafe") && strings.TrimSpace(reason) == "" {
+			return usagef("`pvc fence now --unsafe` needs --reason WHY: why it cannot wait until the primary holds a majority of the node leases")
+		}
+		if err := checkWait(c); err != nil {
+			return err
 		}
 		ask, err := client(c)
 		if err != nil {
@@ -154,26 +151,22 @@ func (t *terminal) fenceOrder(action string) cli.ActionFunc {
 				return err
 			}
 		}
-		a, err := ask.OrderFence(c.Context, node, action, reason)
+		order := func() (api.FenceAnswer, error) { return ask.OrderFence(c.Context, node, action, reason) }
+		if c.Bool("unsafe") {
+			order = func() (api.FenceAnswer, error) { return ask.FenceUnsafe(c.Context, node, reason) }
+		}
+		a, err := order()
 		if err != nil {
 			return err
 		}
 		if !c.Bool("wait") || a.Order == nil {
 			return t.show(c, a, func() { t.say("%s", a.Message) })
 		}
-		shape, err := format(c)
-		if err != nil {
-			return err
-		}
-		f := &fenceFollower{t: t, ask: ask, node: node, order: *a.Order, before: before, quiet: shape != formatTable}
-		f.say("%s", a.Message)
-		waitErr := f.follow(c.Context, c.Duration("wait-timeout"))
-		if f.quiet {
-			if err := t.show(c, f.last, nil); err != nil {
-				return err
-			}
-		}
-		return waitErr
+		f := &fenceFollower{node: node, order: *a.Order, before: before}
+		f.pursuit = pursuit[api.FencesView]{t: t, see: f.look, unfinished: f.unfinished, read: func(ctx context.Context) (api.FencesView, error) {
+			return ask.Fences(ctx, node, fenceEventsLooked)
+		}}
+		return f.run(c, a.Message)
 	}
 }
 
@@ -199,6 +192,9 @@ func (t *terminal) sure(c *cli.Context, ask *api.Client, node, action string) er
 	question := fmt.Sprintf("Node %s is in state %s, its session is %s, and it %s.\n", node, n.DaemonState, sessionWord(n), heard)
 	if action == cluster.OrderFence {
 		question += "Its power is taken, and everything that runs on it ends at once."
+		if c.Bool("unsafe") {
+			question += " The primary need not hold a majority of the node leases: what an earlier primary has begun elsewhere may not have ended yet."
+		}
 	} else {
 		question += "You vouch that it has no power and gets none before it is repaired. If it runs after all, its work runs twice and data is lost."
 	}
@@ -210,71 +206,18 @@ func (t *terminal) sure(c *cli.Context, ask *api.Client, node, action string) er
 
 // fenceFollower shows what becomes of an order.
 type fenceFollower struct {
-	t      *terminal
-	ask    *api.Client
+	pursuit[api.FencesView]
 	node   string
 	order  cluster.FenceOrder
 	before api.FencesView // of the node, before it was ordered
-	quiet  bool           // nothing but the end is printed, by the caller
-	last   api.FencesView // of the node, as seen last
-	shown  string         // the last line
 	taken  bool           // the order is gone: somebody has dealt with it
 }
 
-// fenceLook is how often a node's fences are read while nothing changes: tests
-// of devices are published and make no change of the cluster's view.
-const (
-	fenceLook         = 500 * time.Millisecond
-	fenceEventsLooked = 5 // newest events of the node's fence in each look
-)
+// fenceEventsLooked are the newest events of the node's fence in each look.
+const fenceEventsLooked = 5
 
-func (f *fenceFollower) say(format string, more ...any) {
-	if !f.quiet {
-		f.t.say(format, more...)
-	}
-}
-
-// follow looks again and again until the order has had its effect, was refused,
-// or the time is over.
-func (f *fenceFollower) follow(ctx context.Context, atMost time.Duration) error {
-	limited, cancel := context.WithTimeout(ctx, atMost)
-	defer cancel()
-	look := time.NewTicker(fenceLook)
-	defer look.Stop()
-	for {
-		v, err := f.ask.Fences(limited, f.node, fenceEventsLooked)
-		switch {
-		case err == nil:
-			f.last = v
-			if over, end := f.see(v); over {
-				return end
-			}
-		case limited.Err() == nil && !errors.Is(err, api.ErrUnreachable) && !errors.Is(err, cluster.ErrDeadline):
-			return err
-		case limited.Err() == nil:
-			f.line("(%s)", err)
-		}
-		select {
-		case <-look.C:
-		case <-limited.Done():
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return f.unfinished(atMost)
-		}
-	}
-}
-
-// line prints a line that differs from the last.
-func (f *fenceFollower) line(format string, more ...any) {
-	if now := fmt.Sprintf(format, more...); now != f.shown {
-		f.shown = now
-		f.say("  %s  %s", time.Now().Format("15:04:05.000"), now)
-	}
-}
-
-// see reports whether it is over, and how.
-func (f *fenceFollower) see(v api.FencesView) (over bool, end error) {
+// look reports whether it is over, and how.
+func (f *fenceFollower) look(v api.FencesView) (over bool, end error) {
 	for _, e := range v.History {
 		if e.Kind == cluster.EventOrderRefused && e.Fields["order"] == f.order.ID {
 			return true, fmt.Errorf("%s: %w", e.Text, cluster.ErrRefused)

@@ -80,6 +80,7 @@ func TestFenceAsks(t *testing.T) {
 		"fence confirm hv3 --reason=":               "needs --reason WHY",
 		"fence now hv3 -y --wait --wait-timeout 0s": "above zero",
 		"fence now hv3 hv2":                         `"hv2"`,
+		"fence now hv3 -y --unsafe":                 "needs --reason WHY",
 		"fence shoot hv3":                           `no command "shoot"`,
 		"fence cancel hv3 --wait":                   `"--wait"`,
 		"fence list --limit never":                  "limit",

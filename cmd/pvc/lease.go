@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -13,7 +14,7 @@ import (
 
 func (t *terminal) leaseCommand() *cli.Command {
 	return &cli.Command{Name: "lease", Usage: "node leases: whom each node serves", Subcommands: []*cli.Command{
-		{Name: "list", Usage: "list who holds each node's lease, until when, the round-trip times, and why not", Action: t.leaseList},
+		{Name: "list", Usage: "list who holds each node's lease, until when, the round-trip times, and why not", Action: t.leaseList, Flags: []cli.Flag{watchFlag()}},
 	}}
 }
 
@@ -21,15 +22,7 @@ func (t *terminal) leaseList(c *cli.Context) error {
 	if _, err := names(c); err != nil {
 		return err
 	}
-	ask, err := client(c)
-	if err != nil {
-		return err
-	}
-	v, err := ask.Leases(c.Context)
-	if err != nil {
-		return err
-	}
-	return t.show(c, v, func() { t.leaseTable(v) })
+	return look(t, c, func(ctx context.Context, ask *api.Client) (api.LeasesView, error) { return ask.Leases(ctx) }, (*terminal).leaseTable)
 }
 
 func (t *terminal) leaseTable(v api.LeasesView) {

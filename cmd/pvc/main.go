@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -20,6 +21,12 @@ func main() {
 // run is the whole program but the process around it; it returns the exit code.
 func run(ctx context.Context, argv []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	app := newApp(stdin, stdout, stderr)
+	if n := len(argv) - 1; n > 0 && argv[n] == completionFlag {
+		for _, word := range completions(ctx, app, argv[1:n]) {
+			fmt.Fprintln(stdout, word)
+		}
+		return exitOK
+	}
 	arranged, err := arrange(app, argv)
 	if err == nil {
 		err = app.RunContext(ctx, arranged)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -20,16 +21,20 @@ func (t *terminal) nodeCommand() *cli.Command {
 		&cli.DurationFlag{Name: "wait-timeout", Usage: "longest `TIME` to wait for its end", Value: defaultSwitchWait},
 		&cli.BoolFlag{Name: "dry-run", Usage: "only say what would happen"},
 	}
+	untilDone := []cli.Flag{
+		&cli.BoolFlag{Name: "wait", Aliases: []string{"w"}, Usage: "show what is moved until the node has done it"},
+		&cli.DurationFlag{Name: "wait-timeout", Usage: "longest `TIME` to wait for that", Value: defaultDrainWait},
+	}
 	return &cli.Command{Name: "node", Usage: "nodes and the primary role", Subcommands: append([]*cli.Command{
 		{Name: "list", Usage: "list nodes", ArgsUsage: "[REGEXP]", Action: t.nodeList, Flags: []cli.Flag{
 			&cli.StringFlag{Name: "daemon-state", Usage: "only nodes in this `STATE`"},
 			&cli.StringFlag{Name: "coordinator-state", Usage: "only nodes in this `STATE`"},
-			&cli.StringFlag{Name: "domain-state", Usage: "only nodes in this `STATE`"}}},
-		{Name: "info", Usage: "show one node", ArgsUsage: "NODE", Action: t.nodeInfo},
+			&cli.StringFlag{Name: "domain-state", Usage: "only nodes in this `STATE`"}, watchFlag()}},
+		{Name: "info", Usage: "show one node", ArgsUsage: "NODE", Action: t.nodeInfo, Flags: []cli.Flag{watchFlag()}},
 		{Name: "primary", Usage: "make a node primary", ArgsUsage: "NODE", Action: t.nodePrimary, Flags: wait},
 		{Name: "secondary", Usage: "make a node give the primary role up", ArgsUsage: "NODE", Action: t.nodeSecondary, Flags: wait},
-		{Name: "flush", Usage: "move a node's workloads away", ArgsUsage: "NODE", Action: t.domainState(cluster.DomainFlush)},
-		{Name: "ready", Usage: "move a node's workloads back", ArgsUsage: "NODE", Action: t.domainState(cluster.DomainReady)},
+		{Name: "flush", Usage: "move a node's workloads away", ArgsUsage: "NODE", Action: t.domainState(cluster.DomainFlush), Flags: untilDone},
+		{Name: "ready", Usage: "move a node's workloads back", ArgsUsage: "NODE", Action: t.domainState(cluster.DomainReady), Flags: untilDone},
 		{Name: "log", Usage: "show a node's newest log lines", ArgsUsage: "NODE", Action: t.nodeLog, Flags: []cli.Flag{
 			&cli.IntFlag{Name: "lines", Aliases: []string{"n"}, Value: 10, Usage: "`HOW MANY`"}}},
 		{Name: "watch", Usage: "show the nodes and each change", Action: t.nodeWatch},
@@ -45,22 +50,27 @@ func (t *terminal) nodeList(c *cli.Context) error {
 		return usagef("`pvc node list` takes one expression, not also %q", c.Args().Get(1))
 	}
 	filters.Set("limit", c.Args().First())
-	ask, err := client(c)
+	shape, err := format(c)
 	if err != nil {
 		return err
 	}
-	nodes, err := ask.Nodes(c.Context, filters)
-	var none *api.Error
-	if errors.As(err, &none) && none.Status == http.StatusNotFound {
-		nodes, err = []api.Node{}, nil // no node, or none that passes: an empty list, not a refusal
-	}
-	if err != nil {
-		return err
-	}
-	return t.show(c, nodes, func() {
+	var members *api.MembersView
+	return look(t, c, func(ctx context.Context, ask *api.Client) ([]api.Node, error) {
+		nodes, err := ask.Nodes(ctx, filters)
+		var none *api.Error
+		if errors.As(err, &none) && none.Status == http.StatusNotFound {
+			nodes, err = []api.Node{}, nil // no node, or none that passes: an empty list, not a refusal
+		}
+		if members = nil; err == nil && shape == formatTable {
+			if v, err := ask.Members(ctx, 1); err == nil { // an older pvcapid does not tell
+				members = &v
+			}
+		}
+		return nodes, err
+	}, func(t *terminal, nodes []api.Node) {
 		t.nodeTable(nodes)
-		if v, err := ask.Members(c.Context, 1); err == nil { // an older pvcapid does not tell
-			t.membersNote(v)
+		if members != nil {
+			t.membersNote(*members)
 		}
 	})
 }
@@ -69,7 +79,7 @@ func (t *terminal) nodeTable(nodes []api.Node) {
 	paint := t.painter()
 	g := t.grid("name", "daemon", "coordinator", "domain", "health", "cpus", "load", "mem used", "mem total", "vms", "version")
 	for _, n := range nodes {
-		g.AppendRow(table.Row{n.Name, paint.state(n.DaemonState), paint.state(n.CoordinatorState), paint.state(n.DomainState),
+		g.AppendRow(table.Row{n.Name, paint.state(daemonWord(n.DaemonState, n.Settling)), paint.state(n.CoordinatorState), paint.state(n.DomainState),
 			n.Health, n.CPUCount, fmt.Sprintf("%.2f", n.Load), mebibytes(n.Memory.Used), mebibytes(n.Memory.Total), n.DomainsCount, n.PVCVersion})
 	}
 	g.Render()
@@ -81,6 +91,15 @@ func (t *terminal) nodeTable(nodes []api.Node) {
 			t.say("! %s: %s", n.Name, fault)
 		}
 	}
+}
+
+// daemonWord is the daemon's state for people: also that of one that is being stopped
+// and has its copies end before.
+func daemonWord(state string, settling bool) string {
+	if settling {
+		return "stopping"
+	}
+	return state
 }
 
 func mebibytes(n int) string {
@@ -95,15 +114,7 @@ func (t *terminal) nodeInfo(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	ask, err := client(c)
-	if err != nil {
-		return err
-	}
-	n, err := ask.Node(c.Context, given[0])
-	if err != nil {
-		return err
-	}
-	return t.show(c, n, func() { t.nodeDetails(n) })
+	return look(t, c, func(ctx context.Context, ask *api.Client) (api.Node, error) { return ask.Node(ctx, given[0]) }, (*terminal).nodeDetails)
 }
 
 func (t *terminal) nodeDetails(n api.Node) {
@@ -111,7 +122,7 @@ func (t *terminal) nodeDetails(n api.Node) {
 	g := t.grid()
 	g.AppendRows([]table.Row{
 		{"name", n.Name},
-		{"daemon", paint.state(n.DaemonState)},
+		{"daemon", paint.state(daemonWord(n.DaemonState, n.Settling))},
 		{"coordinator", paint.state(n.CoordinatorState)},
 		{"domain", paint.state(n.DomainState)},
 		{"health", n.Health},
@@ -161,22 +172,4 @@ func (t *terminal) nodeSecondary(c *cli.Context) error {
 		return err
 	}
 	return t.switchRole(c, cluster.NoNode, given[0])
-}
-
-func (t *terminal) domainState(state cluster.DomainState) cli.ActionFunc {
-	return func(c *cli.Context) error {
-		given, err := names(c, "a node's name")
-		if err != nil {
-			return err
-		}
-		ask, err := client(c)
-		if err != nil {
-			return err
-		}
-		m, err := ask.SetDomainState(c.Context, given[0], string(state))
-		if err != nil {
-			return err
-		}
-		return t.show(c, m, func() { t.say("%s", m.Message) })
-	}
 }

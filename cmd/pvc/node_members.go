@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -44,10 +43,7 @@ func memberName(c *cli.Context) (string, error) {
 	if err := cluster.NodeID(given[0]).Validate(); err != nil {
 		return "", usagef("%s", err)
 	}
-	if c.Bool("wait") && c.Duration("wait-timeout") <= 0 {
-		return "", usagef("--wait-timeout must be above zero, like 60s")
-	}
-	return given[0], nil
+	return given[0], checkWait(c)
 }
 
 func (t *terminal) nodeAdd(c *cli.Context) error {
@@ -102,8 +98,7 @@ func (t *terminal) memberOrder(c *cli.Context, ask *api.Client, node string, giv
 		}
 		give = func(ctx context.Context) (api.MemberAnswer, error) { return ask.CancelMemberOrder(ctx, node) }
 	}
-	shape, err := format(c)
-	if err != nil {
+	if _, err := format(c); err != nil {
 		return err
 	}
 	a, err := give(c.Context)
@@ -113,78 +108,29 @@ func (t *terminal) memberOrder(c *cli.Context, ask *api.Client, node string, giv
 	if !c.Bool("wait") || a.Order == nil {
 		return t.show(c, a, func() { t.say("%s", a.Message) })
 	}
-	f := &memberFollower{t: t, ask: ask, order: *a.Order, quiet: shape != formatTable}
-	f.say("%s", a.Message)
-	waitErr := f.follow(c.Context, c.Duration("wait-timeout"))
-	if f.quiet {
-		if err := t.show(c, f.last, nil); err != nil {
-			return err
-		}
-	}
-	return waitErr
+	f := &memberFollower{order: *a.Order}
+	f.pursuit = pursuit[api.MembersView]{t: t, see: f.look, unfinished: f.unfinished, read: func(ctx context.Context) (api.MembersView, error) {
+		return ask.Members(ctx, memberEventsLooked)
+	}}
+	return f.run(c, a.Message)
 }
 
 // memberFollower shows what becomes of an order about a node's membership.
 type memberFollower struct {
-	t     *terminal
-	ask   *api.Client
+	pursuit[api.MembersView]
 	order cluster.MemberOrder
-	quiet bool            // nothing but the end is printed, by the caller
-	last  api.MembersView // as seen last
-	shown []string        // lines printed
 }
 
 // memberEventsLooked is how many of the newest events are looked at each time.
 const memberEventsLooked = 20
 
-func (f *memberFollower) say(format string, more ...any) {
-	if !f.quiet {
-		f.t.say(format, more...)
-	}
+func (f *memberFollower) unfinished(atMost time.Duration) error {
+	return fmt.Errorf("not over within %s; it goes on by itself. `pvc history --kind member_refused` will say if it is refused, `pvc node %s %s --cancel` takes it back: %w",
+		atMost, f.order.Action, f.order.Node, cluster.ErrDeadline)
 }
 
-// line prints a line once.
-func (f *memberFollower) line(format string, more ...any) {
-	if text := fmt.Sprintf(format, more...); !slices.Contains(f.shown, text) {
-		f.shown = append(f.shown, text)
-		f.say("  %s  %s", time.Now().Format("15:04:05.000"), text)
-	}
-}
-
-// follow looks again and again until the order has had its last effect, was
-// refused, or the time is over.
-func (f *memberFollower) follow(ctx context.Context, atMost time.Duration) error {
-	limited, cancel := context.WithTimeout(ctx, atMost)
-	defer cancel()
-	look := time.NewTicker(fenceLook)
-	defer look.Stop()
-	for {
-		v, err := f.ask.Members(limited, memberEventsLooked)
-		switch {
-		case err == nil:
-			f.last = v
-			if over, end := f.see(v); over {
-				return end
-			}
-		case limited.Err() == nil && !errors.Is(err, api.ErrUnreachable) && !errors.Is(err, cluster.ErrDeadline):
-			return err
-		case limited.Err() == nil:
-			f.line("(%s)", err)
-		}
-		select {
-		case <-look.C:
-		case <-limited.Done():
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			return fmt.Errorf("not over within %s; it goes on by itself. `pvc history --kind member_refused` will say if it is refused, `pvc node %s %s --cancel` takes it back: %w",
-				atMost, f.order.Action, f.order.Node, cluster.ErrDeadline)
-		}
-	}
-}
-
-// see reports whether it is over, and how.
-func (f *memberFollower) see(v api.MembersView) (over bool, end error) {
+// look reports whether it is over, and how.
+func (f *memberFollower) look(v api.MembersView) (over bool, end error) {
 	for _, e := range slices.Backward(v.History) { // oldest first
 		if e.Fields["order"] != f.order.ID {
 			continue

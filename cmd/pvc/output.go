@@ -94,7 +94,7 @@ func isTerminal(w io.Writer) bool {
 type painter bool
 
 func (t *terminal) painter() painter {
-	return painter(isTerminal(t.out) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
+	return painter((t.screen || isTerminal(t.out)) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
 }
 
 func (p painter) paint(colour text.Color, word string) string {
@@ -111,7 +111,7 @@ func (p painter) state(word string) string {
 		return p.paint(text.FgGreen, word)
 	case "dead", "fenced", "failed", "aborted":
 		return p.paint(text.FgRed, word)
-	case "takeover", "relinquish", "init", "shutdown", "stop", "Degraded", "Maintenance", "flush", "unflush", "running":
+	case "takeover", "relinquish", "init", "shutdown", "stopping", "stop", "Degraded", "Maintenance", "flush", "unflush", "running":
 		return p.paint(text.FgYellow, word)
 	}
 	return word

@@ -50,6 +50,7 @@ func sandboxHelperCommands() []*cli.Command {
 		entry("sandbox-init", sandbox.InitMain),
 		entry("sandbox-responder", sandbox.ResponderMain),
 		entry("sandbox-hook", sandbox.HookMain),
+		entry("sandbox-copy", sandbox.CopyMain),
 		entry("sandbox-bench", bench.HelperMain),
 	}
 }
@@ -69,6 +70,7 @@ func sandboxFlags() []cli.Flag {
 		&cli.StringFlag{Name: "bin", Usage: "`FOLDER` of pvcnoded, pvcapid and pvc (default: this program's)"},
 		&cli.StringFlag{Name: "listen", Usage: "loopback `ADDRESS` where the cluster's API answers, or none", Value: "127.0.0.1:7370"},
 		&cli.BoolFlag{Name: "no-hooks", Usage: "give the primary no service to stop and start"},
+		&cli.BoolFlag{Name: "workloads", Usage: "have it run some workloads: a program, OCF agents, a Redis pair"},
 		&cli.BoolFlag{Name: "keep-files", Usage: "leave the folder with all logs and the history in place"},
 	)
 }
@@ -139,7 +141,7 @@ func sandboxOptions(c *cli.Context) sandbox.Options {
 	return sandbox.Options{
 		Name: c.String("name"), Dir: c.String("dir"),
 		Coordinators: c.Int("coordinators"), Hypervisors: c.Int("hypervisors"), Profile: c.String("profile"),
-		BinDir: c.String("bin"), APIListen: c.String("listen"), NoHooks: c.Bool("no-hooks"), KeepFiles: c.Bool("keep-files"), Log: zap.NewNop(),
+		BinDir: c.String("bin"), APIListen: c.String("listen"), NoHooks: c.Bool("no-hooks"), Workloads: c.Bool("workloads"), KeepFiles: c.Bool("keep-files"), Log: zap.NewNop(),
 	}.Defaults()
 }
 
@@ -165,6 +167,9 @@ func printUse(w io.Writer, o sandbox.Options) {
 	name := ""
 	if o.Name != "demo" {
 		name = " --name " + o.Name
+	}
+	if o.Dir != (sandbox.Options{Name: o.Name}).Defaults().Dir {
+		name += " --dir " + o.Dir
 	}
 	if o.APIListen != "none" {
 		fmt.Fprintf(w, "  export PVC_API=http://%s\n  pvc node list\n  pvc node primary hv2 --wait\n  curl http://%s/api/v1/status\n", o.APIListen, o.APIListen)
@@ -192,7 +197,7 @@ func startSupervisor(ctx context.Context, o sandbox.Options, wait bool) error {
 	//nolint:noctx // it outlives this command
 	cmd := exec.Command(exe, "sandbox", "supervise", "--name", o.Name, "--dir", o.Dir, "--bin", o.BinDir,
 		"--coordinators", fmt.Sprint(o.Coordinators), "--hypervisors", fmt.Sprint(o.Hypervisors),
-		"--profile", o.Profile, "--listen", o.APIListen, fmt.Sprintf("--no-hooks=%v", o.NoHooks), fmt.Sprintf("--keep-files=%v", o.KeepFiles), fmt.Sprintf("--wait=%v", wait))
+		"--profile", o.Profile, "--listen", o.APIListen, fmt.Sprintf("--no-hooks=%v", o.NoHooks), fmt.Sprintf("--workloads=%v", o.Workloads), fmt.Sprintf("--keep-files=%v", o.KeepFiles), fmt.Sprintf("--wait=%v", wait))
 	cmd.ExtraFiles = []*os.File{tell}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -238,7 +243,7 @@ func sandboxSupervise(c *cli.Context) error {
 		_ = os.Remove(o.Dir + ".log")
 	}()
 	if c.Bool("wait") {
-		if err := s.WaitConverged(c.Context); err != nil {
+		if _, err := s.Ready(c.Context); err != nil {
 			return fail(err)
 		}
 	}

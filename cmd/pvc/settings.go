@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 
@@ -19,6 +20,7 @@ func (t *terminal) settingsCommand() *cli.Command {
 			&cli.BoolFlag{Name: "reset-count", Usage: "give the automatic failover its whole budget back"},
 			&cli.BoolFlag{Name: "check", Usage: "only have the values checked; nothing is changed"}},
 			Subcommands: []*cli.Command{{Name: "reset", Usage: "give the automatic failover its whole budget back", Action: t.resetFailoverCount}}},
+		t.autoReprovisionCommand(),
 	}}
 }
 
@@ -98,7 +100,7 @@ func (t *terminal) showAutoFailover(c *cli.Context, ask *api.Client) error {
 
 func (t *terminal) faultCommand() *cli.Command {
 	return &cli.Command{Name: "fault", Usage: "faults of the cluster", Subcommands: []*cli.Command{
-		{Name: "list", Usage: "list faults", Action: t.faultList},
+		{Name: "list", Usage: "list faults", Action: t.faultList, Flags: []cli.Flag{watchFlag()}},
 		{Name: "ack", Usage: "acknowledge a fault", ArgsUsage: "FAULT", Action: t.faultChange("ack"), Flags: allFaults},
 		{Name: "delete", Usage: "delete a fault", ArgsUsage: "FAULT", Action: t.faultChange("delete"), Flags: allFaults},
 	}}
@@ -110,15 +112,7 @@ func (t *terminal) faultList(c *cli.Context) error {
 	if _, err := names(c); err != nil {
 		return err
 	}
-	ask, err := client(c)
-	if err != nil {
-		return err
-	}
-	faults, err := ask.Faults(c.Context)
-	if err != nil {
-		return err
-	}
-	return t.show(c, faults, func() {
+	return look(t, c, func(ctx context.Context, ask *api.Client) ([]api.Fault, error) { return ask.Faults(ctx) }, func(t *terminal, faults []api.Fault) {
 		g := t.grid("id", "status", "health", "first", "last", "message")
 		for _, f := range faults {
 			g.AppendRow(table.Row{f.ID, f.Status, fmt.Sprintf("-%d", f.HealthDelta), f.FirstReported, f.LastReported, f.Message})

@@ -54,7 +54,8 @@ type follower struct {
 	quiet  bool // nothing but the end is printed, by the caller
 	id     string
 	phase  cluster.Phase
-	steps  int // printed
+	steps  int  // printed
+	infers bool // the outcome is told by primary_node alone
 }
 
 func (f *follower) say(format string, more ...any) {
@@ -68,15 +69,27 @@ func (f *follower) follow(ctx context.Context, ask *api.Client, atMost time.Dura
 	limited, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	started := time.Now()
-	err := ask.Watch(limited, func(e api.WatchEvent) bool {
-		switch {
-		case e.Lost != nil:
-			f.say("  (the connection was lost and is made again: %s)", e.Lost)
-		case e.View != nil:
-			return f.see(*e.View)
+	watch := func() error {
+		return ask.Watch(limited, func(e api.WatchEvent) bool {
+			switch {
+			case e.Lost != nil:
+				f.say("  (the connection was lost and is made again: %s)", e.Lost)
+			case e.View != nil:
+				return f.see(*e.View)
+			}
+			return true
+		})
+	}
+	err := watch()
+	if err == nil && f.infers && f.answer.Outcome != api.OutcomeDone { // what the hand-over says of it may come a moment later
+		select {
+		case <-limited.Done():
+		case <-time.After(api.WishSettles):
 		}
-		return true
-	})
+		if again := watch(); again != nil && (f.answer.Outcome == api.OutcomeWaiting || f.answer.Outcome == api.OutcomeRunning) {
+			err = again
+		}
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("the switch has not ended within %s (%s): it may still; see `pvc explain primary` and `pvc history`: %w",
 			atMost, f.answer.Outcome, cluster.ErrDeadline)
@@ -91,6 +104,7 @@ func (f *follower) follow(ctx context.Context, ask *api.Client, atMost time.Dura
 func (f *follower) see(v api.ClusterView) bool {
 	a := &f.answer
 	a.Outcome, a.Reason = v.SwitchOutcome(a.From, a.To, a.WishVersion)
+	f.infers = v.WishTells(a.From, a.To, a.WishVersion)
 	if t := v.Transition; t != nil && api.WishServedBy(*t, a.From, a.To, a.WishVersion) && (!a.Already || t.Running()) {
 		a.Transition = t
 		f.print(*t)

@@ -12,7 +12,7 @@ import (
 )
 
 // nodeWatch redraws a table on a terminal, prints a line for each change into
-// a pipe, and one JSON object for each view with -o json.
+// a pipe, one JSON object for each view with -o json and one document with -o yaml.
 func (t *terminal) nodeWatch(c *cli.Context) error {
 	if _, err := names(c); err != nil {
 		return err
@@ -21,20 +21,17 @@ func (t *terminal) nodeWatch(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if shape == formatYAML {
-		return usagef("`pvc node watch` has no YAML: use -o json, one object a line")
-	}
 	ask, err := client(c)
 	if err != nil {
 		return err
 	}
-	w := &watcher{t: t, asJSON: shape == formatJSON, redraw: isTerminal(t.out)}
+	w := &watcher{t: t, shape: shape, redraw: isTerminal(t.out)}
 	return ask.Watch(c.Context, func(e api.WatchEvent) bool { return w.see(e) == nil })
 }
 
 type watcher struct {
 	t      *terminal
-	asJSON bool
+	shape  string
 	redraw bool
 	view   *api.ClusterView // the last
 	ages   api.Ages
@@ -54,11 +51,15 @@ func (w *watcher) see(e api.WatchEvent) error {
 		w.lost = e.Lost
 	}
 	switch {
-	case w.asJSON:
-		if e.View == nil {
-			return nil
-		}
+	case w.shape != formatTable && e.View == nil:
+		return nil
+	case w.shape == formatJSON:
 		return json.NewEncoder(w.t.out).Encode(e.View)
+	case w.shape == formatYAML:
+		if _, err := fmt.Fprintln(w.t.out, "---"); err != nil {
+			return err
+		}
+		return writeYAML(w.t.out, e.View)
 	case w.redraw:
 		return w.draw()
 	case e.Lost != nil:
@@ -112,7 +113,7 @@ func differences(before, now *api.ClusterView) []string {
 	}
 	for _, n := range now.Nodes {
 		was := old[string(n.Name)]
-		changed(string(n.Name)+" daemon", string(was.DaemonState), string(n.DaemonState))
+		changed(string(n.Name)+" daemon", daemonWord(string(was.DaemonState), was.Settling), daemonWord(string(n.DaemonState), n.Settling))
 		changed(string(n.Name)+" coordinator", string(was.CoordinatorState), string(n.CoordinatorState))
 		changed(string(n.Name)+" domain", string(was.DomainState), string(n.DomainState))
 		changed(string(n.Name)+" session", sessionWord(was), sessionWord(n))
@@ -167,7 +168,7 @@ func (w *watcher) draw() error {
 	}
 	g := w.t.grid("name", "daemon", "coordinator", "domain", "session", "keepalive")
 	for _, n := range v.Nodes {
-		g.AppendRow(table.Row{n.Name, paint.state(string(n.DaemonState)), paint.state(string(n.CoordinatorState)), paint.state(string(n.DomainState)),
+		g.AppendRow(table.Row{n.Name, paint.state(daemonWord(string(n.DaemonState), n.Settling)), paint.state(string(n.CoordinatorState)), paint.state(string(n.DomainState)),
 			sessionWord(n), w.age(n)})
 	}
 	g.Render()

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"pvc.internal/api"
 	"pvc.internal/cluster"
 	"pvc.internal/cmd/settings"
+	"pvc.internal/driver"
 	"pvc.internal/proc"
 	"pvc.internal/zkhandler"
 )
@@ -61,7 +63,8 @@ func (f faults) ReadFaults(ctx context.Context) ([]api.FaultRecord, error) {
 }
 
 func main() {
-	// A log that nobody reads any more must not end a daemon.
+	// A log that nobody reads any more must not end a daemon. SIGHUP, which a
+	// terminal that goes away sends, too, has a daemon read its settings again.
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -89,19 +92,41 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, version)
 		return exitOK
 	}
-	return serveFile(ctx, *path, *check, stderr)
+	if *check {
+		return checkFile(*path, stdout, stderr)
+	}
+	return serveFile(ctx, *path, stderr)
 }
 
-func serveFile(ctx context.Context, path string, checkOnly bool, stderr io.Writer) int {
+// checkFile prints the settings in effect and where each comes from.
+func checkFile(path string, stdout, stderr io.Writer) int {
+	s, inspection, err := settings.InspectAPI(path, os.Environ())
+	if err == nil {
+		_, err = assemble(s, zap.NewNop())
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "pvcapid:", err)
+		return exitSettings
+	}
+	if err := inspection.Write(stdout); err != nil {
+		fmt.Fprintln(stderr, "pvcapid: print the settings:", err)
+		return exitFailed
+	}
+	fmt.Fprintf(stdout, "# %s: good: cluster %s, timing %s, listening on %v\n", path, s.Cluster.Name, s.Profile, s.API.Listen)
+	return exitOK
+}
+
+func serveFile(ctx context.Context, path string, stderr io.Writer) int {
+	reload := settings.CatchReloads()
 	fail := func(code int, err error) int {
 		fmt.Fprintln(stderr, "pvcapid:", err)
 		return code
 	}
-	s, err := settings.LoadAPI(path)
+	s, inspection, err := settings.InspectAPI(path, os.Environ())
 	if err != nil {
 		return fail(exitSettings, err)
 	}
-	log, err := settings.NewLogger(s.Log)
+	log, level, err := settings.NewLogger(s.Log)
 	if err != nil {
 		return fail(exitSettings, err)
 	}
@@ -113,9 +138,8 @@ func serveFile(ctx context.Context, path string, checkOnly bool, stderr io.Write
 	if err != nil {
 		return fail(exitSettings, err)
 	}
-	if checkOnly {
-		return exitOK
-	}
+	d.reload = reload
+	reload.Use(settings.Reload{InForce: inspection, Log: log.Named("settings"), Adoptable: adoptable, Read: d.readAgain(s, level)})
 	if err := d.run(ctx); err != nil {
 		log.Error("ended", zap.Error(err))
 		return exitFailed
@@ -128,6 +152,7 @@ type parts struct {
 	handler *zkhandler.Handler
 	server  *api.Server
 	log     *zap.Logger
+	reload  *settings.Reloader // nil: the settings are not read again
 }
 
 func assemble(s settings.API, log *zap.Logger) (*parts, error) {
@@ -145,11 +170,12 @@ func assembleOver(config zkhandler.Config, s settings.API, log *zap.Logger) (*pa
 	if err != nil {
 		return nil, err
 	}
-	server, err := api.New(apiConfig(s), api.Deps{Store: handler, Details: handler, Initializer: handler, Texts: handler, Secrets: handler, Faults: faults{handler}, Clock: clock}, log.Named("api"), registry)
+	server, err := api.New(apiConfig(s), api.Deps{Store: handler, Details: handler, Initializer: handler, Texts: handler, Secrets: handler, Faults: faults{handler}, Clock: clock,
+		Check: driver.NewChecker(s.Node.Name, "").Check}, log, registry)
 	if err != nil {
 		return nil, err
 	}
-	return &parts{handler, server, log}, nil
+	return &parts{handler: handler, server: server, log: log}, nil
 }
 
 func apiConfig(s settings.API) api.Config {
@@ -157,7 +183,7 @@ func apiConfig(s settings.API) api.Config {
 	return api.Config{
 		Listen: l.Listen, Auth: l.Auth, KeysFile: l.KeysFile, ProtectAll: l.ProtectAll,
 		TLS:  api.TLSFiles{Cert: l.TLS.Cert, Key: l.TLS.Key, ClientCA: l.TLS.ClientCA},
-		Node: s.Node.Name, ClusterName: s.Cluster.Name, Version: version, Timing: s.Timing,
+		Node: s.Node.Name, ClusterName: s.Cluster.Name, Version: version, Timing: s.Timing, Profile: s.Profile,
 	}
 }
 
@@ -194,8 +220,14 @@ func (p *parts) run(ctx context.Context) error {
 			endServing(fmt.Errorf("the ZooKeeper session ended for good: %w", err))
 		}
 	}()
-	go p.notifyReady(serveCtx)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		p.notifyReady(serveCtx)
+	}()
 	err := p.server.Run(serveCtx)
+	endServing(err)
+	<-told // a reload that is under way ends first: STOPPING is the last word
 	p.notify(daemon.SdNotifyStopping)
 	endSession()
 	select {
@@ -207,18 +239,60 @@ func (p *parts) run(ctx context.Context) error {
 }
 
 // notifyReady tells systemd once every address listens; ZooKeeper may still be
-// away, which is answered, not waited for.
+// away, which is answered, not waited for. From then on reloads are served: before
+// that systemd would take the end of one for the start's.
 func (p *parts) notifyReady(ctx context.Context) {
 	select {
 	case <-p.server.Ready():
 	case <-ctx.Done():
 		return
 	}
+	p.notify(daemon.SdNotifyReady + "\nSTATUS=" + p.listening())
+	if p.reload == nil {
+		return
+	}
+	p.reload.Notify(func() {
+		p.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+	}, func(status string) {
+		if status == "" {
+			status = p.listening()
+		}
+		p.notify(daemon.SdNotifyReady + "\nSTATUS=" + strings.Join(strings.Fields(status), " "))
+	})
+	stop := p.reload.Serve(ctx)
+	<-ctx.Done()
+	stop()
+}
+
+func (p *parts) listening() string {
 	var on []string
 	for _, a := range p.server.Addrs() {
 		on = append(on, net.Addr.String(a))
 	}
-	p.notify(daemon.SdNotifyReady + fmt.Sprintf("\nSTATUS=listening on %v", on))
+	return fmt.Sprintf("listening on %v", on)
+}
+
+// adoptable are the keys that a running pvcapid adopts; of keys and certificates
+// the content of the files, too.
+var adoptable = []string{"log.level", "api.keys_file", "api.tls", "api.protect_all"}
+
+// readAgain is what a reload does. What the server was started with and cannot
+// change stays as it is in what the server is told.
+func (p *parts) readAgain(started settings.API, level zap.AtomicLevel) settings.ReadAgain {
+	return func(path string) (settings.Inspection, func() error, error) {
+		s, inspection, err := settings.InspectAPI(path, os.Environ())
+		if err != nil {
+			return inspection, nil, err
+		}
+		next := started
+		next.API.KeysFile, next.API.TLS, next.API.ProtectAll = s.API.KeysFile, s.API.TLS, s.API.ProtectAll
+		return inspection, func() error {
+			if err := p.server.Reload(apiConfig(next)); err != nil {
+				return err
+			}
+			return level.UnmarshalText([]byte(s.Log.Level))
+		}, nil
+	}
 }
 
 func (p *parts) notify(state string) {

@@ -319,7 +319,7 @@ func TestCommandLine(t *testing.T) {
 		}
 		return path
 	}
-	const head = "node: {name: hv1}\ncluster: {name: demo}\nzookeeper: {servers: [\"127.0.0.1:2181\"]}\n"
+
 	for _, c := range []struct {
 		args []string
 		code int

@@ -12,6 +12,7 @@ import (
 	"pvc.internal/agent/collector"
 	"pvc.internal/cluster"
 	"pvc.internal/cmd/settings"
+	"pvc.internal/driver"
 	"pvc.internal/fencing"
 	"pvc.internal/router"
 	"pvc.internal/zkhandler"
@@ -49,8 +50,11 @@ func zooKeeperConfig(s settings.Node) (zkhandler.Config, error) {
 }
 
 // collectors makes the node's subthreads.
-func collectors(s settings.Node, clock cluster.Clock, log *zap.Logger) (*agent.Collection, error) {
+func collectors(s settings.Node, clock cluster.Clock, log *zap.Logger, copies *driver.Host) (*agent.Collection, error) {
 	list := []agent.Collector{collector.NewHost(), programVersion{}}
+	if copies != nil {
+		list = append(list, collector.NewCopies(copies.Held, copies.Busy))
+	}
 	configs := make([]collector.PluginConfig, len(s.Plugins))
 	for i, p := range s.Plugins {
 		configs[i] = collector.PluginConfig{Name: p.Name, Command: p.Command, Interval: p.Interval, Timeout: p.Timeout}

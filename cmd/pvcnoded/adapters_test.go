@@ -3,6 +3,8 @@ package main
 import (
 	"testing"
 
+	"pvc.internal/agent"
+	"pvc.internal/agent/collector"
 	"pvc.internal/cluster"
 	"pvc.internal/cmd/settings"
 )
@@ -22,5 +24,12 @@ func TestWhoseRecordsADaemonFollows(t *testing.T) {
 		if err != nil || config.WatchNodes != c.all || config.WatchNode != c.one {
 			t.Errorf("a %s follows all: %v, one: %q, %v", c.mode, config.WatchNodes, config.WatchNode, err)
 		}
+	}
+}
+
+// What the agent has renewed when copies come and go is what is made here.
+func TestTheCopiesCollectorHasTheNameThatIsRenewed(t *testing.T) {
+	if name := collector.NewCopies(nil, nil).Name(); name != agent.CopiesCollector {
+		t.Errorf("it is named %q, and %q is renewed", name, agent.CopiesCollector)
 	}
 }

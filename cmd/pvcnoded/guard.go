@@ -110,3 +110,9 @@ func reboot() error {
 func sweepGuard(_ context.Context, s settings.Node, _ *zap.Logger) error {
 	return guard.Sweep(guardConfig(s))
 }
+
+// leaveGuard ends whatever is left of the role here, the gate too: this machine
+// is no node any more.
+func leaveGuard(_ context.Context, s settings.Node, _ *zap.Logger) error {
+	return guard.Leave(guardConfig(s))
+}

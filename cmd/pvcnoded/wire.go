@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"pvc.internal/agent"
 	"pvc.internal/cluster"
 	"pvc.internal/cmd/settings"
+	"pvc.internal/driver"
 	"pvc.internal/proc"
 	"pvc.internal/router"
 	"pvc.internal/zkhandler"
@@ -27,11 +29,14 @@ var (
 	_ agent.Locker    = (*zkhandler.Handler)(nil)
 	_ agent.Tree      = (*zkhandler.Handler)(nil)
 	_ agent.Historian = (*zkhandler.Handler)(nil)
+	_ agent.Schemas   = (*zkhandler.Handler)(nil)
 	_ agent.Guard     = (*router.Client)(nil)
+	_ agent.Copies    = (*driver.Host)(nil)
 )
 
 // runAgent assembles the agent from its adapters and runs it until ctx ends.
-func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
+func runAgent(ctx context.Context, s settings.Node, log *zap.Logger, reload *settings.Reloader, nodeLog *agent.NodeLog) error {
+	proc.SweepRuns("") // what a daemon that was killed has left: nothing of it runs beside this one
 	folder, err := agent.OpenStateFolder(s.StateDir, s.Node.Name)
 	if err != nil {
 		return err
@@ -42,7 +47,8 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	handler, err := zkhandler.New(zkConfig, clock, log.Named("zk"), nil)
+	metrics := newMetrics(s.Metrics.Listen, log.Named("metrics"))
+	handler, err := zkhandler.New(zkConfig, clock, log.Named("zk"), metrics.registry)
 	if err != nil {
 		return fmt.Errorf("set up ZooKeeper: %w", err)
 	}
@@ -52,7 +58,15 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	collection, err := collectors(s, clock, log)
+	copies, endCopies, err := newCopies(s, config, guard, log.Named("copies"))
+	if err != nil {
+		return err
+	}
+	defer endCopies()
+	var serving parting
+	ctx, settled := settleFirst(ctx, guardStops, serving.leave, settler(copies, guard.LetGo, serving.tell, log.Named("copies")), log.Named("copies"))
+	defer settled()
+	collection, err := collectors(s, clock, log, copies)
 	if err != nil {
 		return err
 	}
@@ -68,15 +82,27 @@ func runAgent(ctx context.Context, s settings.Node, log *zap.Logger) error {
 	deps := agent.Deps{
 		Clock: clock, Log: log, Store: handler, Locker: handler, Tree: handler, Historian: handler, Guard: guard,
 		Sweeper: sweeper{}, Collector: collection, Fencer: fencer, Notify: notify, Turned: notify.Turned,
-		Remember: folder.Remember, LeaseFile: folder.Leases(), Activities: handler, Records: handler,
+		Exit:     func() { os.Exit(exitAbandoned) },
+		Remember: folder.Remember, LeaseFile: folder.Leases(), Activities: handler, Records: handler, Schemas: handler,
+	}
+	if copies != nil { // an interface that holds a nil pointer is not nil
+		deps.Copies = copies
 	}
 	peers.join(&deps)
+	metrics.join(&deps)
+	reload.Notify(notify.Reloading, notify.Reloaded)
+	withFaults(&deps, reload.Faults)
+	deps.NodeLog, deps.Texts = nodeLog, handler
 	a, err := agent.New(config, deps)
 	if err != nil {
 		return err
 	}
 	peers.agent = a
+	serving.Store(a)
+	metrics.registry.MustRegister(a.Figures())
+	defer metrics.start(ctx)()
 	defer peers.start(ctx)()
+	defer reload.Serve(ctx)()
 	notifyCtx, endNotify := context.WithCancel(context.WithoutCancel(ctx))
 	notified := make(chan struct{})
 	go func() { defer close(notified); notify.Run(notifyCtx) }()
@@ -100,6 +126,9 @@ func runWithSession(ctx context.Context, handler *zkhandler.Handler, a *agent.Ag
 	}()
 	err := a.Run(agentCtx)
 	closeSession()
+	if errors.Is(err, agent.ErrAbandoned) { // nothing is waited for that may be what hangs
+		return err
+	}
 	select {
 	case zkErr := <-done:
 		if err == nil && zkErr != nil && ctx.Err() == nil {

@@ -1,9 +1,9 @@
 package settings
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 	"regexp"
 	"strconv"
@@ -15,39 +15,50 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// decode reads the file into into, which holds the defaults. timing is the
-// part of into whose defaults the file itself names; fencing, if any, is the
-// part whose map keys are names and so keep their case.
-func decode(path string, into any, timing *timingFile, fencing *Fencing) error {
-	content, err := os.ReadFile(path)
+// target is what a file is decoded into: into holds the defaults; timing is the
+// part of it whose defaults the file itself names; fencing, if any, is the part
+// whose map keys are names and so keep their case.
+type target struct {
+	into    any
+	timing  *timingFile
+	fencing *Fencing
+	prefix  string    // of the environment variables that are laid over the file
+	pvc     *pvcRules // how a file of PVC's own daemons is read
+}
+
+// decode reads the file and the environment over it.
+func decode(path string, environ []string, t target) (*document, error) {
+	doc, err := readDocument(path, t.pvc)
 	if err != nil {
-		return fmt.Errorf("read settings: %w", err)
+		return nil, err
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(content, &doc); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	kind := reflect.TypeOf(t.into).Elem()
+	if err := errors.Join(checkKeys(path, doc.root, kind), doc.overlay(t.prefix, kind, environ)); err != nil {
+		return nil, err
 	}
-	if err := checkKeys(path, &doc, reflect.TypeOf(into).Elem()); err != nil {
-		return err
+	content, err := doc.text()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	// Keys hold dots (host names), so that the delimiter is another.
+	// Keys hold dots (host names), so that the delimiter is another. The
+	// environment is in content already: viper's own way of reading it takes
+	// text for any type.
 	v := viper.NewWithOptions(viper.KeyDelimiter("::"))
-	v.SetConfigFile(path)
 	v.SetConfigType("yaml")
-	if err := v.ReadConfig(strings.NewReader(string(content))); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+	if err := v.ReadConfig(bytes.NewReader(content)); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if err := timing.start(v.GetString("timing::profile")); err != nil {
-		return fmt.Errorf("%s: timing.profile: %w", path, err)
+	if err := t.timing.start(v.GetString("timing::profile")); err != nil {
+		return nil, fmt.Errorf("%s: timing.profile: %w", doc.where("timing.profile"), err)
 	}
-	if err := v.UnmarshalExact(into, strict); err != nil {
-		return decodeError(path, err)
+	if err := v.UnmarshalExact(t.into, strict); err != nil {
+		return nil, decodeError(doc, err)
 	}
-	timing.finish(v.IsSet("timing::collector_deadline"))
-	if fencing == nil {
-		return nil
+	t.timing.finish(v.IsSet("timing::collector_deadline"))
+	if t.fencing == nil {
+		return doc, nil
 	}
-	return keepCase(path, content, fencing)
+	return doc, keepCase(path, content, t.fencing)
 }
 
 // strict makes a wrong type an error instead of a guess.
@@ -108,8 +119,8 @@ func seconds(n float64) (any, error) {
 var quotedField = regexp.MustCompile(`^'([^']*)' `)
 
 // decodeError turns mapstructure's report, a header and a line a problem, into
-// one error a problem with the file's name.
-func decodeError(path string, err error) error {
+// one error a problem with the place it stands in.
+func decodeError(doc *document, err error) error {
 	var all []error
 	for _, line := range strings.Split(err.Error(), "\n") {
 		line = strings.TrimSpace(line)
@@ -117,7 +128,8 @@ func decodeError(path string, err error) error {
 			continue
 		}
 		line = quotedField.ReplaceAllString(line, "$1: ")
-		all = append(all, fmt.Errorf("%s: %s", path, line))
+		key, _, _ := strings.Cut(line, ": ")
+		all = append(all, fmt.Errorf("%s: %s", doc.where(key), line))
 	}
 	return errors.Join(all...)
 }

@@ -10,15 +10,12 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// checkKeys refuses every key of the document that its type does not have,
+// checkKeys refuses every key of the file's mapping that its type does not have,
 // with the line it stands in and the nearest key that there is.
-func checkKeys(path string, doc *yaml.Node, t reflect.Type) error {
-	if len(doc.Content) == 0 {
-		return nil
-	}
+func checkKeys(path string, root *yaml.Node, t reflect.Type) error {
 	w := keyWalk{path: path}
 	collectPaths(t, "", &w.known)
-	w.visit(doc.Content[0], t, "")
+	w.visit(root, t, "")
 	return errors.Join(w.unknown...)
 }
 

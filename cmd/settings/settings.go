@@ -20,8 +20,10 @@ type Node struct {
 	NodeLeases bool
 	SelfFence  string // stop-work | reboot | watchdog
 	Watchdog   Watchdog
+	Workloads  Workloads
 	Plugins    []Plugin
 	Fencing    Fencing // its ladders hold whole devices: what stood under devices is filled in
+	Metrics    Metrics
 	StateDir   string
 	RunDir     string
 	Log        Log
@@ -125,10 +127,20 @@ type Plugin struct {
 	Timeout  time.Duration `yaml:"timeout"`  // default 5 s
 }
 
-// Log is what is logged; it always goes to standard error.
+// Log is what is logged, and how; it always goes to standard error.
 type Log struct {
-	Level string `yaml:"level"` // debug, info (default), warn, error
+	Level  string `yaml:"level"`  // debug, info (default), warn, error
+	Format string `yaml:"format"` // auto (default), json, console
 }
+
+// The values of Log.Format.
+const (
+	LogAuto    = "auto"    // lines for people on a terminal, else JSON
+	LogJSON    = "json"    // an object a line
+	LogConsole = "console" // lines for people wherever they go
+)
+
+func defaultLog() Log { return Log{Level: "info", Format: LogAuto} }
 
 // Listener is where and for whom pvcapid answers.
 type Listener struct {
@@ -159,8 +171,10 @@ type nodeFile struct {
 	Watchdog   Watchdog      `yaml:"watchdog"`
 	Addresses  []addressFile `yaml:"addresses"`
 	Services   []serviceFile `yaml:"services"`
+	Workloads  Workloads     `yaml:"workloads"`
 	Plugins    []Plugin      `yaml:"plugins"`
 	Fencing    Fencing       `yaml:"fencing"`
+	Metrics    Metrics       `yaml:"metrics"`
 	StateDir   string        `yaml:"state_dir"`
 	RunDir     string        `yaml:"run_dir"`
 	Log        Log           `yaml:"log"`
@@ -192,41 +206,83 @@ type serviceFile struct {
 	StopTimeout  time.Duration `yaml:"stop_timeout"`  // default 5 s
 }
 
-// LoadNode reads the file of pvcnoded and its guard. The error joins every
-// refusal found.
+// LoadNode reads the file of pvcnoded and its guard, and this process's
+// environment over it. The error joins every refusal found.
 func LoadNode(path string) (Node, error) {
+	n, _, err := InspectNode(path, os.Environ())
+	return n, err
+}
+
+// InspectNode is LoadNode with the environment given, as NAME=value; it also
+// tells where each value comes from.
+func InspectNode(path string, environ []string) (Node, Inspection, error) {
 	f := nodeFile{
 		Node:      defaultIdentity(),
 		ZooKeeper: defaultZooKeeper(),
 		Role:      roleFile{OnStartFailure: StartFailureKeep, Gate: true},
 		SelfFence: SelfFenceStopWork,
+		Workloads: defaultWorkloads(),
 		Fencing:   defaultFencing(),
+		Metrics:   defaultMetrics(),
 		StateDir:  "/var/lib/pvc",
 		RunDir:    "/run/pvc",
-		Log:       Log{Level: "info"},
+		Log:       defaultLog(),
 	}
-	if err := decode(path, &f, &f.Timing, &f.Fencing); err != nil {
-		return Node{}, err
+	doc, err := decode(path, environ, target{&f, &f.Timing, &f.Fencing, nodePrefix, nodeRules()})
+	if err != nil {
+		return Node{}, Inspection{}, err
 	}
-	return checkNode(path, f)
+	n, err := checkNode(doc, f)
+	if err != nil {
+		return Node{}, Inspection{}, err
+	}
+	f.effective(n)
+	options := cluster.TimingOptions{Gate: n.Role.Gate, Failsafe: n.Role.Failsafe}
+	return n, inspect("pvcnoded", doc, &f, n.Timing, options, n.Warnings), nil
 }
 
-// LoadAPI reads the file of pvcapid. The error joins every refusal found.
+// effective fills in what was left to follow from other keys.
+func (f *nodeFile) effective(n Node) {
+	f.Peer, f.ZooKeeper.Servers, f.Plugins = n.Peer, n.ZooKeeper.Servers, n.Plugins
+	f.Role.Failsafe, f.NodeLeases, f.Workloads = &n.Role.Failsafe, &n.NodeLeases, n.Workloads
+	for i, s := range n.Services {
+		f.Services[i].StartTimeout, f.Services[i].StopTimeout = s.StartTimeout, s.StopTimeout
+	}
+}
+
+// LoadAPI reads the file of pvcapid, and this process's environment over it.
+// The error joins every refusal found.
 func LoadAPI(path string) (API, error) {
+	a, _, err := InspectAPI(path, os.Environ())
+	return a, err
+}
+
+// InspectAPI is LoadAPI with the environment given, as NAME=value; it also
+// tells where each value comes from.
+func InspectAPI(path string, environ []string) (API, Inspection, error) {
 	f := apiFile{
 		Node:      defaultIdentity(),
 		ZooKeeper: defaultZooKeeper(),
 		API:       Listener{Listen: []string{"127.0.0.1:7370"}},
-		Log:       Log{Level: "info"},
+		Log:       defaultLog(),
 	}
-	if err := decode(path, &f, &f.Timing, nil); err != nil {
-		return API{}, err
+	doc, err := decode(path, environ, target{into: &f, timing: &f.Timing, prefix: apiPrefix, pvc: apiRules()})
+	if err != nil {
+		return API{}, Inspection{}, err
 	}
-	return checkAPI(path, f)
+	a, err := checkAPI(doc, f)
+	if err != nil {
+		return API{}, Inspection{}, err
+	}
+	f.ZooKeeper.Servers = a.ZooKeeper.Servers
+	return a, inspect("pvcapid", doc, &f, a.Timing, cluster.TimingOptions{Gate: true, Failsafe: true}, a.Warnings), nil
 }
 
+// hostname is a variable for the tests.
+var hostname = os.Hostname
+
 func defaultIdentity() Identity {
-	host, _ := os.Hostname() // an empty name is refused by its own check
+	host, _ := hostname() // an empty name is refused by its own check
 	short, _, _ := strings.Cut(host, ".")
 	return Identity{Name: cluster.NodeID(short), Mode: cluster.Coordinator}
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,13 +52,14 @@ func TestDefaults(t *testing.T) {
 		SelfFence: "stop-work",
 		Plugins:   []Plugin{},
 		Fencing:   Fencing{SuccessfulFence: "migrate", FailedFence: "none", TestSchedule: "@hourly", Nodes: map[string]FenceNode{}},
-		StateDir:  "/var/lib/pvc", RunDir: "/run/pvc", Log: Log{Level: "info"},
+		Workloads: Workloads{OCFRoot: "/usr/lib/ocf", RedisDir: "/var/lib/pvc/workloads/redis"},
+		Metrics:   Metrics{Listen: "127.0.0.1:7372"}, StateDir: "/var/lib/pvc", RunDir: "/run/pvc", Log: Log{Level: "info", Format: "auto"},
 		Profile:   "lan",
 		Timing:    cluster.ProfileLAN(),
 		Addresses: []cluster.FloatingAddress{},
 		Services:  []cluster.ServiceSpec{},
 	}
-	if d := cmp.Diff(want, n, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+	if d := cmp.Diff(want, n, comparePrefixes); d != "" {
 		t.Error(d)
 	}
 }
@@ -109,31 +111,91 @@ func TestShippedFileUncommented(t *testing.T) {
 	}
 }
 
+// uncommented is a shipped file with everything that is commented out in it.
+func uncommented(t *testing.T, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return write(t, example.ReplaceAllString(string(content), "$1$2"))
+}
+
 // Who reads the shipped files has seen every key there is.
 func TestShippedFilesShowEveryKey(t *testing.T) {
 	for path, file := range map[string]reflect.Type{
 		"../../etc/pvcnoded.yaml": reflect.TypeFor[nodeFile](), "../../etc/pvcapid.yaml": reflect.TypeFor[apiFile](),
 	} {
-		content, err := os.ReadFile(path)
+		doc, err := readDocument(uncommented(t, path), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for key := range fieldsOf(file) {
-			if !regexp.MustCompile(`(?m)^#?` + key + `:`).Match(content) {
+		var shown []string
+		for key := range doc.lines {
+			shown = append(shown, element.ReplaceAllString(key, "[]"))
+		}
+		for _, key := range everyKey(file, "") {
+			if !slices.Contains(shown, key) {
 				t.Errorf("%s does not show %s", path, key)
 			}
 		}
 	}
-	content, _ := os.ReadFile("../../etc/pvcnoded.yaml")
-	var all []string
-	collectPaths(reflect.TypeFor[nodeFile](), "", &all)
-	for _, elements := range []any{addressFile{}, serviceFile{}, Plugin{}, FenceNode{}, Device{}} {
-		collectPaths(reflect.TypeOf(elements), "", &all)
+}
+
+var element = regexp.MustCompile(`\[\d+\]|(?:nodes)\.[a-z0-9]+|options\.[a-z0-9]+`)
+
+// everyKey lists the keys of a type with those of its lists' elements.
+func everyKey(t reflect.Type, at string) (keys []string) {
+	switch {
+	case t.Kind() == reflect.Pointer:
+		return everyKey(t.Elem(), at)
+	case t.Kind() == reflect.Slice && t.Elem().Kind() != reflect.String:
+		return everyKey(t.Elem(), at+"[]")
+	case t.Kind() == reflect.Map && t.Elem().Kind() == reflect.Struct:
+		return everyKey(t.Elem(), strings.TrimSuffix(at, "nodes")+"[]")
+	case t.Kind() != reflect.Struct:
+		return []string{at}
 	}
-	for _, key := range all {
-		leaf := key[strings.LastIndex(key, ".")+1:]
-		if !regexp.MustCompile(`\b` + leaf + `:`).Match(content) {
-			t.Errorf("etc/pvcnoded.yaml does not show %s", key)
+	for key, kind := range fieldsOf(t) {
+		if at == "fencing.devices[]" && key != "name" {
+			continue // shown in the ladders
+		}
+		keys = append(keys, everyKey(kind, join(at, key))...)
+	}
+	return keys
+}
+
+// examples are the keys that have no default, so that the shipped files show one.
+var examples = regexp.MustCompile(`^(node\.name|cluster\.name|zookeeper\.(servers|auth\..*|reader\..*|tls\..*)|peer\..*|role\.failsafe|node_leases|watchdog\.device|(addresses|services|plugins)(\[.*)?|fencing\.(nodes|devices).*|fencing\.secrets\.key_file)$`)
+
+// What the shipped files show as defaults are the defaults.
+func TestShippedFilesShowTheDefaults(t *testing.T) {
+	inspectors := map[string]func(string) (Inspection, error){
+		"../../etc/pvcnoded.yaml": func(path string) (Inspection, error) { _, i, err := InspectNode(path, nil); return i, err },
+		"../../etc/pvcapid.yaml":  func(path string) (Inspection, error) { _, i, err := InspectAPI(path, nil); return i, err },
+	}
+	for path, read := range inspectors {
+		defaults, err := read(write(t, least))
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown, err := read(uncommented(t, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		compared := 0
+		for _, key := range Differ(defaults, shown) {
+			if !examples.MatchString(key) {
+				t.Errorf("%s shows another %s than the default", path, key)
+			}
+		}
+		for _, s := range shown.Settings {
+			if strings.HasPrefix(s.Origin, "line ") && !examples.MatchString(s.Key) {
+				compared++
+			}
+		}
+		if compared < 25 {
+			t.Errorf("%s: only %d defaults are shown", path, compared)
 		}
 	}
 }
@@ -305,7 +367,7 @@ func TestListener(t *testing.T) {
 }
 
 func TestLoggerDoesNotSample(t *testing.T) {
-	if _, err := NewLogger(Log{Level: "loud"}); err == nil {
+	if _, _, err := NewLogger(Log{Level: "loud"}); err == nil {
 		t.Error("level loud accepted")
 	}
 	read, out, err := os.Pipe()
@@ -315,7 +377,7 @@ func TestLoggerDoesNotSample(t *testing.T) {
 	defer read.Close()
 	stderr := os.Stderr
 	os.Stderr = out
-	log, err := NewLogger(Log{Level: "info"})
+	log, _, err := NewLogger(Log{Level: "info"})
 	os.Stderr = stderr
 	if err != nil {
 		t.Fatal(err)
@@ -331,3 +393,5 @@ func TestLoggerDoesNotSample(t *testing.T) {
 		t.Errorf("%d of 150 equal lines came through", got)
 	}
 }
+
+var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })

@@ -19,13 +19,13 @@ import (
 
 // report collects the refusals of one file.
 type report struct {
-	path     string
+	doc      *document
 	refusals []error
 }
 
 // refuse records that a key's value cannot work.
 func (r *report) refuse(key, format string, args ...any) {
-	r.refusals = append(r.refusals, fmt.Errorf("%s: %s: %s", r.path, key, fmt.Sprintf(format, args...)))
+	r.refusals = append(r.refusals, fmt.Errorf("%s: %s: %s", r.doc.where(key), key, fmt.Sprintf(format, args...)))
 }
 
 // oneOf refuses any but the given values.
@@ -43,11 +43,11 @@ func (r *report) oneOf(key, value string, allowed ...string) {
 func (r *report) err() error { return errors.Join(r.refusals...) }
 
 // checkNode turns the decoded file into the node's settings.
-func checkNode(path string, f nodeFile) (Node, error) {
-	r := &report{path: path}
+func checkNode(doc *document, f nodeFile) (Node, error) {
+	r := &report{doc: doc}
 	n := Node{
 		Node: f.Node, Cluster: f.Cluster, ZooKeeper: f.ZooKeeper, SelfFence: f.SelfFence, Watchdog: f.Watchdog,
-		StateDir: f.StateDir, RunDir: f.RunDir, Log: f.Log, Profile: f.Timing.Profile, Timing: f.Timing.timing(),
+		Metrics: f.Metrics, StateDir: f.StateDir, RunDir: f.RunDir, Log: f.Log, Profile: f.Timing.Profile, Timing: f.Timing.timing(),
 	}
 	checkIdentity(r, n.Node)
 	checkCluster(r, n.Cluster)
@@ -60,11 +60,13 @@ func checkNode(path string, f nodeFile) (Node, error) {
 	n.Services = checkServices(r, f.Services)
 	n.Plugins = checkPlugins(r, f.Plugins)
 	n.Fencing = checkFencing(r, f.Fencing, n.Watchdog)
+	checkMetrics(r, n.Metrics)
 	checkFolder(r, "state_dir", n.StateDir)
 	checkFolder(r, "run_dir", n.RunDir)
+	n.Workloads = checkWorkloads(r, f.Workloads, n.StateDir)
 	checkLog(r, n.Log)
 	options := cluster.TimingOptions{Gate: n.Role.Gate, Failsafe: n.Role.Failsafe}
-	n.Warnings = append(checkTiming(r, n.Timing, options), n.Peer.warnings()...)
+	n.Warnings = slices.Concat(doc.warnings, checkTiming(r, n.Timing, options), n.Peer.warnings(), n.Metrics.warnings())
 	if err := r.err(); err != nil {
 		return Node{}, err
 	}
@@ -72,8 +74,8 @@ func checkNode(path string, f nodeFile) (Node, error) {
 }
 
 // checkAPI turns the decoded file into pvcapid's settings.
-func checkAPI(path string, f apiFile) (API, error) {
-	r := &report{path: path}
+func checkAPI(doc *document, f apiFile) (API, error) {
+	r := &report{doc: doc}
 	a := API{
 		Node: f.Node, Cluster: f.Cluster, ZooKeeper: f.ZooKeeper, API: f.API, Log: f.Log,
 		Profile: f.Timing.Profile, Timing: f.Timing.timing(),
@@ -85,7 +87,7 @@ func checkAPI(path string, f apiFile) (API, error) {
 	checkLog(r, a.Log)
 	// The daemon's file decides about gate and failsafe; here both are taken
 	// for granted so that only the intervals themselves are judged.
-	a.Warnings = checkTiming(r, a.Timing, cluster.TimingOptions{Gate: true, Failsafe: true})
+	a.Warnings = slices.Concat(doc.warnings, checkTiming(r, a.Timing, cluster.TimingOptions{Gate: true, Failsafe: true}))
 	if err := r.err(); err != nil {
 		return API{}, err
 	}
@@ -220,6 +222,7 @@ func checkLog(r *report, l Log) {
 	if _, err := zapcore.ParseLevel(l.Level); err != nil || l.Level == "" {
 		r.oneOf("log.level", l.Level, "debug", "info", "warn", "error")
 	}
+	r.oneOf("log.format", l.Format, LogAuto, LogJSON, LogConsole)
 }
 
 func checkTiming(r *report, t cluster.Timing, o cluster.TimingOptions) []string {

@@ -82,6 +82,9 @@ func checkServices(r *report, list []serviceFile) []cluster.ServiceSpec {
 	for i, s := range list {
 		key := fmt.Sprintf("services[%d]", i)
 		checkName(r, key, s.Name, names)
+		if strings.HasPrefix(s.Name, "copy-") {
+			r.refuse(key+".name", "%q: names that begin with copy- are those of workloads' copies", s.Name)
+		}
 		checkService(r, key, s)
 		out = append(out, cluster.ServiceSpec{
 			Name: s.Name, Kind: cluster.ServiceKind(s.Kind), Command: s.Command, Check: s.Check, Unit: s.Unit,

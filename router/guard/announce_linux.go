@@ -92,12 +92,14 @@ func (a *announcer) wake() {
 	}
 }
 
-// stop announces and defends nothing any more.
+// stop announces and defends nothing any more: where the role has ended no frame leaves
+// after it.
 func (a *announcer) stop() {
 	a.def.hold(nil) // before waiting for a frame under way
 	a.mu.Lock()
 	a.held = nil
 	a.mu.Unlock()
+	a.def.quiet()
 }
 
 // run sends the later announcements until ctx ends.

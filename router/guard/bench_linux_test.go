@@ -1,7 +1,12 @@
 package guard
 
 import (
+	"bytes"
+	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,4 +80,49 @@ func BenchmarkTakeOver(b *testing.B) {
 			took.report(b)
 		})
 	}
+}
+
+// BenchmarkCopies measures what 50 copies, half of them of actions, cost their guard:
+// each renewal of the node's right, each state, and, with nobody asking, its
+// processor time; and how soon all are gone at the end.
+func BenchmarkCopies(b *testing.B) {
+	bed := newBed(b, false)
+	ctx := bed.ctx()
+	took := times{}
+	right := func() cluster.RoleDeadline {
+		return cluster.RoleDeadline{Owner: cluster.OwnerNode, Epoch: cluster.NodeEpoch, Deadline: clock.Now().Add(time.Minute)}
+	}
+	begin := func() {
+		if err := bed.client.Begin(ctx, right()); err != nil {
+			b.Fatal(err)
+		}
+		for i := range 50 {
+			s := cluster.ServiceSpec{Name: fmt.Sprintf("copy-%d", i), Kind: cluster.ServiceHook, Command: []string{"sleep", "1000"}, Env: make([]string, 20)}
+			for j := range s.Env {
+				s.Env[j] = fmt.Sprintf("OCF_RESKEY_parameter_%d=%s", j, strings.Repeat("x", 40))
+			}
+			if i%2 == 1 {
+				s.Kind, s.Command, s.Stop = cluster.ServiceActions, []string{"/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 &"}, []string{"true"}
+			}
+			took.measure(b, "start", func() error { return bed.client.StartCopy(ctx, may(1), s) })
+		}
+	}
+	begin()
+	cpu := func() time.Duration {
+		raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", bed.guard.Process.Pid))
+		f := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+		user, _ := strconv.Atoi(f[11])
+		sys, _ := strconv.Atoi(f[12])
+		return time.Duration(user+sys) * 10 * time.Millisecond
+	}
+	before := cpu()
+	pause(5 * time.Second)
+	idle := cpu() - before
+	for b.Loop() {
+		took.measure(b, "extend", func() error { return bed.client.Extend(ctx, right()) })
+		took.measure(b, "state", func() error { _, err := bed.client.State(ctx); return err })
+	}
+	took.measure(b, "end", func() error { return bed.client.End(ctx, cluster.OwnerNode, cluster.NodeEpoch) })
+	took.report(b)
+	b.ReportMetric(float64(idle.Microseconds())/5, "idle-us/s")
 }

@@ -38,8 +38,9 @@ const (
 
 // defender listens for claims of the held addresses, and has them announced
 // anew. Its listeners answer by themselves; run, their owner, starts and ends
-// them and tells the faults. Nothing here is waited for by a role's end: hold
-// only notes what is held, and each frame is preceded by may.
+// them and tells the faults. The end of a role waits for no listener's end, only for a
+// frame under way (quiet): hold only notes what is held, and each frame is preceded by
+// may.
 type defender struct {
 	log  *zap.Logger
 	said map[string]bool       // interfaces not listened on, told already; run's
@@ -47,6 +48,10 @@ type defender struct {
 	tell func(subject, text string)
 	push func(cluster.GuardEvent)
 	kick chan struct{} // something of the following has changed
+
+	// sending is held from asking may to the frame's way into the kernel: who has taken
+	// it since may says no knows that no frame follows (quiet).
+	sending sync.Mutex
 
 	mu        sync.Mutex // never held over anything that can block
 	held      map[cluster.FloatingAddress]time.Time
@@ -88,6 +93,13 @@ func (d *defender) hold(addrs []cluster.FloatingAddress) {
 	if changed {
 		d.wake()
 	}
+}
+
+// quiet waits for a frame that is on its way into the kernel, sendTimeout at most for
+// each. Of what was let go of before nothing is sent after it.
+func (d *defender) quiet() {
+	d.sending.Lock()
+	defer d.sending.Unlock()
 }
 
 func (d *defender) wake() {

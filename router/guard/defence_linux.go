@@ -230,15 +230,23 @@ func (l *listener) answer() {
 			continue
 		}
 		for _, frame := range router.AnnounceFrames(l.mac, addr, forwards(t.address)) {
-			if !l.d.may(addr) { // a stopped process that goes on must not claim a lost address (I3)
-				break
-			}
-			_ = l.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
-			if _, err := l.conn.WriteTo(frame, &packet.Addr{HardwareAddr: net.HardwareAddr(frame[:6])}); err != nil {
+			if !l.send(addr, frame) {
 				break // the next round, or the next claim, tries again; a dead interface fails the read
 			}
 		}
 	}
+}
+
+// send sends a frame if the address is still held, and reports whether it did.
+func (l *listener) send(addr netip.Addr, frame []byte) bool {
+	l.d.sending.Lock()
+	defer l.d.sending.Unlock()
+	if !l.d.may(addr) { // a stopped process that goes on must not claim a lost address (I3)
+		return false
+	}
+	_ = l.conn.SetWriteDeadline(time.Now().Add(sendTimeout))
+	_, err := l.conn.WriteTo(frame, &packet.Addr{HardwareAddr: net.HardwareAddr(frame[:6])})
+	return err == nil
 }
 
 // pace sleeps out a flood. It reports whether to go on.

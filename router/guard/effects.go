@@ -474,14 +474,34 @@ func (g *Guard) state(ctx context.Context) (cluster.GuardState, error) {
 	var s cluster.GuardState
 	g.mu.Lock()
 	var wanted []cluster.FloatingAddress
-	var services []*service
+	type owned struct {
+		s     *service
+		owner cluster.DeadlineOwner
+		ended bool
+	}
+	var services []owned
+	for _, e := range g.ending { // of the node's: here until verified gone
+		for _, sv := range e.role.services {
+			if e.role.owner == cluster.OwnerNode {
+				services = append(services, owned{sv, e.role.owner, true})
+			}
+		}
+	}
+	for _, r := range g.expired {
+		for _, h := range r.Services {
+			if r.Owner == cluster.OwnerNode {
+				s.Services = append(s.Services, cluster.ServiceState{Name: h.Spec.Name, Owner: r.Owner, Kind: h.Spec.Kind, Note: h.Spec.Note, Left: true, Ending: true,
+					Error: g.leftText(h)})
+			}
+		}
+	}
 	for _, r := range g.roles {
 		if g.lives(r) {
 			s.Deadlines = append(s.Deadlines, cluster.RoleDeadline{Owner: r.owner, Epoch: r.epoch, Deadline: r.deadline})
 		}
 		wanted = append(wanted, r.wanted...)
 		for _, sv := range r.services {
-			services = append(services, sv)
+			services = append(services, owned{sv, r.owner, false})
 		}
 	}
 	s.MaxEpoch = g.max[string(cluster.OwnerPrimary)]
@@ -490,7 +510,9 @@ func (g *Guard) state(ctx context.Context) (cluster.GuardState, error) {
 	}
 	g.mu.Unlock()
 	for _, sv := range services { // may ask systemd, which may be slow
-		s.Services = append(s.Services, sv.state())
+		state := sv.s.state()
+		state.Owner, state.Left, state.Ending = sv.owner, state.Left || sv.ended && !state.Running, sv.ended
+		s.Services = append(s.Services, state)
 	}
 	s.Watchdog = g.feeder.report()
 	slices.Sort(s.Faults)

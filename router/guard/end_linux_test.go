@@ -327,10 +327,10 @@ func TestAReadOnlyStateFolderKeepsWhatIsHeldAndServesNothingNew(t *testing.T) {
 	b.cfg.StateFile = filepath.Join(dir, "guard.json")
 	b.start()
 	b.begin(7, time.Minute, all...)
-	b.kill() // its lock is open for writing, which keeps the folder writable
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		t.Fatal(err)
-	}
+	b.kill()                                                         // its lock is open for writing, which keeps the folder writable
+	b.eventually(time.Second, "nothing is open there", func() bool { // a child that it was just making has its files for a moment
+		return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "") == nil
+	})
 	b.start()
 	if out, err := newBedConfig(b).CombinedOutput(); err == nil || !strings.Contains(string(out), "another guard") {
 		t.Errorf("a second guard: %v: %s", err, out)

@@ -32,22 +32,23 @@ func inGate(t *testing.T, f func(g *gate, b *bed)) {
 // timed out stays out, even beside an element that still lives.
 func TestADeadElementCannotBeRenewed(t *testing.T) {
 	inGate(t, func(g *gate, _ *bed) {
-		if err := g.openFor(addrsOf(all), 60*time.Millisecond); err != nil {
+		// Long enough that a busy machine does not come too late to refresh them.
+		if err := g.openFor(addrsOf(all), time.Second); err != nil {
 			t.Error(err)
 			return
 		}
-		if err := g.refresh(80 * time.Millisecond); err != nil {
+		began := time.Now()
+		if err := g.refresh(1200 * time.Millisecond); err != nil {
 			t.Errorf("refresh of living elements: %v", err)
 		}
-		began := time.Now()
 		for living, err := g.living(); len(living) > 0; living, err = g.living() {
-			if err != nil || time.Since(began) > time.Second {
+			if err != nil || time.Since(began) > 30*time.Second {
 				t.Errorf("elements outlive their timeout: %v %v", living, err)
 				return
 			}
 		}
-		if took := time.Since(began); took < 50*time.Millisecond { // how late it is found depends on the machine
-			t.Errorf("elements of 80 ms lived %v", took)
+		if took := time.Since(began); took < 1100*time.Millisecond { // how late it is found depends on the machine
+			t.Errorf("elements of 1.2 s lived %v", took)
 		}
 		if err := g.refresh(time.Second); !errors.Is(err, errGateLost) {
 			t.Errorf("refresh of dead elements: %v, want it refused", err)

@@ -15,6 +15,7 @@
 //	addresses.mu  the kernel's addresses   (may be held while taking gate.mu and Guard.mu)
 //	gate.mu       the nftables gate        (may be held while taking Guard.mu)
 //	defender.mu   what is defended         (taken last, nothing is taken under it)
+//	defender.sending a defence on its way  (may be held while taking Guard.mu)
 //	feeder.mu     what is told of the watchdog (taken last, too)
 //
 // The rule that makes the end of a role final: it is marked ended under
@@ -29,6 +30,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -128,9 +130,11 @@ type Guard struct {
 	defender  *defender
 	hub       *hub
 	units     *units
+	groups    *groups
 
-	persisting sync.Mutex // serialises writes of the state file
-	looking    sync.Mutex // lets one request at a time look at the kernel: however many ask, Extend and an end wait for one
+	persisting sync.Mutex               // serialises writes of the state file
+	written    map[string]cluster.Epoch // the epochs in the state file; under persisting
+	looking    sync.Mutex               // lets one request at a time look at the kernel: however many ask, Extend and an end wait for one
 
 	mu     sync.Mutex
 	roles  map[cluster.DeadlineOwner]*role
@@ -144,8 +148,9 @@ type Guard struct {
 
 	node         nodeRight
 	relinquished bool              // the agent's last word was an orderly end
-	expired      []heldRole        // of an earlier guard, until verified gone
+	expired      []heldRole        // of an earlier guard, until verified gone (leftovers.go)
 	leftovers    string            // names them, or other remains; empty: all is verified gone
+	rest         leftState         // what else is known of them
 	leftByLapse  bool              // they were to end with the node's right
 	feed         cluster.FeedState // of the watchdog, as written down
 	feeder       *feeder           // nil where nobody resets this machine
@@ -160,7 +165,7 @@ func Run(ctx context.Context, cfg Config, clock cluster.Clock, log *zap.Logger) 
 		return err
 	}
 	cfg = cfg.withDefaults()
-	lock, err := lockState(cfg.StateFile)
+	lock, err := inheritLock(cfg.StateFile)
 	if err != nil {
 		return err
 	}
@@ -176,8 +181,10 @@ func Run(ctx context.Context, cfg Config, clock cluster.Clock, log *zap.Logger) 
 	owned.Go(func() { g.alarm.run(run, log, g.expire) })
 	owned.Go(func() { g.announcer.run(run) })
 	owned.Go(func() { g.defender.run(run) })
+	owned.Go(g.groups.run)
 	defer owned.Wait()
 	defer stop()
+	defer g.groups.close()
 	if err := g.restore(run); err != nil {
 		return err
 	}
@@ -190,24 +197,28 @@ func Run(ctx context.Context, cfg Config, clock cluster.Clock, log *zap.Logger) 
 
 // open connects to the kernel and reads what is remembered.
 func open(cfg Config, clock cluster.Clock, log *zap.Logger) (*Guard, error) {
-	g := &Guard{cfg: cfg, clock: clock, log: log, hub: newHub(log), units: newUnits(),
+	g := &Guard{cfg: cfg, clock: clock, log: log, hub: newHub(log), units: newUnits(), groups: openGroups(log),
 		roles: map[cluster.DeadlineOwner]*role{}, ending: map[cluster.DeadlineOwner]*ending{},
-		faults: map[string]string{}, slept: suspended()}
+		faults: map[string]string{}, slept: suspended(), rest: newLeftState()}
 	var err error
 	if g.max, err = readEpochs(cfg.StateFile); err != nil {
 		return nil, err
 	}
+	g.written = maps.Clone(g.max)
 	if g.addrs, err = openAddresses(); err != nil {
+		g.groups.close()
 		return nil, err
 	}
 	if g.alarm, err = newAlarm(clock); err != nil {
 		g.addrs.close()
+		g.groups.close()
 		return nil, err
 	}
 	if cfg.UseGate {
 		if g.gate, err = openGate(cfg.Table); err != nil {
 			g.addrs.close()
 			g.alarm.close()
+			g.groups.close()
 			return nil, err
 		}
 	}
@@ -228,6 +239,7 @@ func (g *Guard) close() {
 	g.alarm.close()
 	g.announcer.close()
 	g.units.close()
+	g.groups.close()
 	if g.gate != nil {
 		g.gate.close()
 	}
@@ -260,6 +272,24 @@ func lockState(stateFile string) (*os.File, error) {
 	_ = f.Truncate(0)
 	_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
 	return f, nil
+}
+
+// inheritLock is lockState, which waits a moment for the lock of a guard that is dead: a
+// child that it was just making has its files until it runs its own program.
+func inheritLock(stateFile string) (*os.File, error) {
+	for limit := time.Now().Add(sweepKillWait); ; time.Sleep(2 * time.Millisecond) {
+		lock, err := lockState(stateFile)
+		if !errors.Is(err, cluster.ErrRefused) || time.Now().After(limit) {
+			return lock, err
+		}
+		pid, unknown := strconv.Atoi(lockHolder(stateFile + ".lock"))
+		if unknown != nil { // let go of between the two looks
+			continue
+		}
+		if pid <= 1 || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			return nil, err
+		}
+	}
 }
 
 // lockHolder names the process that has locked the file: as the kernel knows
@@ -303,13 +333,13 @@ func (g *Guard) restore(ctx context.Context) error {
 	}
 	g.mu.Lock()
 	g.ledger = l
-	expired := g.takeOver(held)
+	g.takeOver(held)
 	g.mu.Unlock()
 	g.announcer.prepare(g.cfg.Addresses)
 	g.restoreGate()
 	g.reconcile() // before what may take long: addresses of a role that is over go at once
 	g.startFeeding(l != nil)
-	g.endLeftovers(ctx, expired)
+	g.endLeftovers(ctx) // which is waited for by what it concerns alone
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.record()

@@ -49,7 +49,7 @@ func (b *bed) goneBy(deadline cluster.Instant, notBefore bool) {
 	b.t.Helper()
 	for looked := clock.Now(); b.kernelHas(all...) > 0; looked = clock.Now() {
 		// Of the look's begin: this process may be kept from running, too.
-		if late := looked.Sub(deadline); late > 50*time.Millisecond {
+		if late := looked.Sub(deadline); late > grace {
 			b.t.Fatalf("addresses still there %v after the deadline", late)
 		}
 	}
@@ -459,7 +459,7 @@ func TestServicesCheckExitAndStop(t *testing.T) {
 func TestARunDiesWithItsOwnersDeadline(t *testing.T) {
 	b := newBed(t, false)
 	owner := cluster.DeadlineOwner("fence:x")
-	begin := cluster.RoleDeadline{Owner: owner, Epoch: 9, Deadline: clock.Now().Add(400 * time.Millisecond)}
+	begin := cluster.RoleDeadline{Owner: owner, Epoch: 9, Deadline: clock.Now().Add(1500 * time.Millisecond)}
 	if err := b.client.Begin(b.ctx(), begin); err != nil {
 		t.Fatal(err)
 	}
@@ -471,7 +471,7 @@ func TestARunDiesWithItsOwnersDeadline(t *testing.T) {
 	if err != nil || res.ExitCode != -1 || res.Error == "" {
 		t.Errorf("Run past the deadline: %+v %v", res, err)
 	}
-	if late := clock.Now().Sub(begin.Deadline); late > 200*time.Millisecond || late < 0 {
+	if late := clock.Now().Sub(begin.Deadline); late > 2*time.Second || late < 0 { // how late depends on the machine
 		t.Errorf("Run returned %v after its owner's deadline", late)
 	}
 }
@@ -518,21 +518,21 @@ func TestALongStopDoesNotHoldUpExtend(t *testing.T) {
 	ready := filepath.Join(t.TempDir(), "ready")
 	b.startHook("deaf", "trap '' TERM; touch "+ready+"; while :; do sleep 1; done", "test", "-e", ready)
 	stopped := make(chan error, 1)
+	asked := time.Now()
 	go func() { stopped <- b.client.StopService(b.ctx(), cluster.OwnerPrimary, 1, "deaf") }()
 	for range 20 {
 		began := time.Now()
 		b.mustExtend(1, 10*time.Second)
-		if took := time.Since(began); took > 100*time.Millisecond {
+		if took := time.Since(began); took > 700*time.Millisecond {
 			t.Errorf("Extend took %v beside a StopService", took)
 		}
 		pause(10 * time.Millisecond)
 	}
-	select {
-	case err := <-stopped:
-		t.Fatalf("StopService returned (%v) before its stop timeout of 1 s", err)
-	default:
+	err := <-stopped
+	if took := time.Since(asked); took < time.Second {
+		t.Fatalf("StopService returned (%v) after %v, before its stop timeout of 1 s", err, took)
 	}
-	if err := <-stopped; err != nil {
+	if err != nil {
 		t.Error(err)
 	}
 	if len(b.state().Services) != 0 {

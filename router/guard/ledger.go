@@ -22,6 +22,9 @@ type heldService struct {
 	PID   int                 `json:"pid,omitempty"`
 	Start uint64              `json:"start,omitempty"`
 	Group string              `json:"group,omitempty"` // control group's directory
+	// Up: an actions service was brought up, and is not being taken down.
+	Up     bool `json:"up,omitempty"`
+	Starts int  `json:"starts,omitempty"`
 }
 
 // heldRole is what a restarted guard needs to keep, or end, a role.
@@ -46,7 +49,13 @@ type ledgerState struct {
 	Relinquished bool              `json:"relinquished,omitempty"`
 }
 
-const slotSize = 128 << 10
+// slotSize is room for some hundreds of services. formerSlot is what earlier
+// programs had, whose ledger is read once more when the first guard of this one
+// takes over from theirs.
+const (
+	slotSize   = 512 << 10
+	formerSlot = 128 << 10
+)
 
 // ledger is the guard's own memory over a restart: two slots of a mapped file,
 // written in turn, each with a number and a checksum. Writing one is a copy in
@@ -72,6 +81,7 @@ func openLedger(path string) (*ledger, ledgerState, error) {
 		return nil, ledgerState{}, fmt.Errorf("open the guard's ledger: %w", err)
 	}
 	defer f.Close()
+	former := formerLedger(f)
 	if err := f.Truncate(2 * slotSize); err != nil {
 		return nil, ledgerState{}, fmt.Errorf("size the guard's ledger: %w", err)
 	}
@@ -86,21 +96,46 @@ func openLedger(path string) (*ledger, ledgerState, error) {
 	}
 	l := &ledger{mem: mem, bootID: boot}
 	var newest ledgerState
-	for slot := range 2 {
-		if seq, s, ok := readSlot(mem[slot*slotSize:][:slotSize]); ok && seq > l.seq {
+	slots := [][]byte{mem[:slotSize], mem[slotSize:]}
+	if former != nil {
+		slots = [][]byte{former[:formerSlot], former[formerSlot:]}
+	}
+	for _, slot := range slots {
+		if seq, s, ok := readSlot(slot); ok && seq > l.seq {
 			l.seq, newest = seq, s
 		}
 	}
 	if newest.BootID != boot {
 		newest = ledgerState{}
 	}
+	if former != nil { // its slots lie across this one's
+		clear(mem)
+		if newest.BootID != "" {
+			if err := l.save(newest); err != nil {
+				return nil, ledgerState{}, err
+			}
+		}
+	}
 	return l, newest, nil
+}
+
+// formerLedger is the whole of a ledger with the former slots; nil: it is none.
+func formerLedger(f *os.File) []byte {
+	info, err := f.Stat()
+	if err != nil || info.Size() != 2*formerSlot {
+		return nil
+	}
+	all := make([]byte, 2*formerSlot)
+	if _, err := f.ReadAt(all, 0); err != nil {
+		return nil
+	}
+	return all
 }
 
 func readSlot(slot []byte) (seq uint64, s ledgerState, ok bool) {
 	seq = binary.LittleEndian.Uint64(slot)
 	length, sum := binary.LittleEndian.Uint32(slot[8:]), binary.LittleEndian.Uint32(slot[12:])
-	if seq == 0 || length > slotSize-16 {
+	if seq == 0 || int(length) > len(slot)-16 {
 		return 0, s, false
 	}
 	body := slot[16:][:length]

@@ -29,7 +29,9 @@ func TestALostLedgerEndsTheNodesRight(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.Contains(name, "swept") {
-				if err := Sweep(b.cfg); err != nil {
+				var err error
+				inNamespace(t, b.host, func() { err = Sweep(b.cfg) })
+				if err != nil {
 					t.Fatal(err)
 				}
 			}

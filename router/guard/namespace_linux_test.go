@@ -65,7 +65,7 @@ type bed struct {
 	cfg        Config
 	guard      *exec.Cmd
 	log        string // file
-	client     *router.Client
+	client     entitled
 }
 
 func newBed(t testing.TB, useGate bool) *bed {
@@ -90,11 +90,25 @@ func newBed(t testing.TB, useGate bool) *bed {
 	dir := t.TempDir()
 	b.cfg = Config{Socket: filepath.Join(dir, "guard.sock"), StateFile: filepath.Join(dir, "guard.json"),
 		Addresses: all, UseGate: useGate, SlicePath: "pvc.slice/" + b.host}
-	t.Cleanup(func() { _ = os.Remove("/sys/fs/cgroup/unified/" + b.cfg.SlicePath) })
-	b.client = router.NewClient(b.cfg.Socket, zap.NewNop())
+	t.Cleanup(func() { endServices(t, "pvc.slice/"+b.host) })
+	b.client = entitled{router.NewClient(b.cfg.Socket, zap.NewNop())}
 	t.Cleanup(b.client.Close)
 	b.start()
 	return b
+}
+
+// endServices ends what a guard that was killed has left of its services.
+func endServices(t testing.TB, slice string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for _, group := range proc.Services(slice) {
+		if err := proc.EndGroup(ctx, group); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, hierarchy := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		_ = os.Remove(filepath.Join(hierarchy, slice))
+	}
 }
 
 func ip(t testing.TB, args ...string) string {
@@ -182,9 +196,13 @@ func (b *bed) begin(epoch cluster.Epoch, lasts time.Duration, addrs ...cluster.F
 	return deadline
 }
 
-// eventually polls for a condition of the outside world.
+// eventually polls for a condition of the outside world. A limit of a second or
+// more is patience, of which a busy machine needs more.
 func (b *bed) eventually(limit time.Duration, what string, ok func() bool) {
 	b.t.Helper()
+	if limit >= time.Second {
+		limit = max(limit, 20*time.Second)
+	}
 	for end := time.Now().Add(limit); !ok(); {
 		if time.Now().After(end) {
 			b.t.Fatalf("not within %v: %s", limit, what)

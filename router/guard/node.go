@@ -53,16 +53,16 @@ func (g *Guard) endNow(list []*ending, r *role, cause string) []*ending {
 }
 
 // refusesPrimary reports why no primary role may begin: the node's own right
-// comes first, what an earlier guard left may be what the role would start, and
-// a machine that is to reset takes nothing. The caller holds mu.
+// comes first, what an earlier guard left of such a role may be what this one would
+// start, and a machine that is to reset takes nothing. The caller holds mu.
 func (g *Guard) refusesPrimary() error {
 	n := g.roles[cluster.OwnerNode]
 	switch held := n != nil && g.lives(n); {
 	case !held && (g.node.until != cluster.Never || g.feeder != nil):
 		return fmt.Errorf("begin role primary: this node's own deadline is over or was never set; begin owner %q first, on an acknowledged keepalive: %w",
 			cluster.OwnerNode, cluster.ErrRefused)
-	case g.leftovers != "":
-		return fmt.Errorf("begin role primary: %s is not verified gone yet: %w", g.leftovers, cluster.ErrRefused)
+	case g.heldByLeftovers(cluster.OwnerPrimary) != "":
+		return fmt.Errorf("begin role primary: %s: %w", g.heldByLeftovers(cluster.OwnerPrimary), cluster.ErrRefused)
 	}
 	return g.feedingRefuses()
 }

@@ -82,6 +82,9 @@ func (g *Guard) begin(ctx context.Context, d cluster.RoleDeadline) error {
 	if err := g.awaitEnding(ctx, d.Owner); err != nil {
 		return err
 	}
+	if d.Owner == cluster.OwnerPrimary { // a moment, and then it is refused or not
+		_ = g.awaitLeft(ctx, g.cfg.Grace, func() string { return g.heldByLeftovers(d.Owner) })
+	}
 	if err := g.raiseEpoch(d); err != nil {
 		return err
 	}
@@ -161,36 +164,33 @@ func (g *Guard) awaitEnding(ctx context.Context, o cluster.DeadlineOwner) error 
 	return fmt.Errorf("begin role %s: what an earlier holding left is not verified gone yet (%s): %w", o, e.cause, cluster.ErrRefused)
 }
 
-// raiseEpoch persists d's epoch if it is the largest yet.
+// raiseEpoch persists d's epoch if it is the largest yet. For the node's own
+// deadline, which nobody else could hold, no disk is waited for, nor who waits for it.
 func (g *Guard) raiseEpoch(d cluster.RoleDeadline) error {
-	g.persisting.Lock()
-	defer g.persisting.Unlock()
+	if d.Owner != cluster.OwnerNode {
+		g.persisting.Lock()
+		defer g.persisting.Unlock()
+	}
 	g.mu.Lock()
 	err := g.admissible(d, "begin")
 	g.mu.Unlock()
-	if err != nil || d.Owner == cluster.OwnerNode { // which nobody else could hold: no disk is waited for
+	if err != nil || d.Owner == cluster.OwnerNode {
 		return err
 	}
 	return g.persistEpoch(epochLine(d.Owner), d.Epoch)
 }
 
-// persistEpoch writes the line's epoch down if it is the largest yet. The
-// caller holds persisting.
+// persistEpoch raises the line to the epoch if it is the largest yet, once that is
+// on disk. The caller holds persisting.
 func (g *Guard) persistEpoch(line string, e cluster.Epoch) error {
 	g.mu.Lock()
-	raised := map[string]cluster.Epoch{line: e}
-	for l, have := range g.max {
-		if l != line {
-			raised[l] = have
-		}
-	}
 	higher := e > g.max[line]
 	g.mu.Unlock()
 	if !higher {
 		return nil
 	}
-	if err := writeEpochs(g.cfg.StateFile, raised); err != nil {
-		return fmt.Errorf("epoch %d of role %s is not served before it is on disk; make that folder writable: %w", e, line, err)
+	if err := g.writeAhead(line, e); err != nil {
+		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -198,19 +198,45 @@ func (g *Guard) persistEpoch(line string, e cluster.Epoch) error {
 	return nil
 }
 
+// writeAhead has the disk know the epoch, and serves as before: what is on disk may
+// be larger than what was served, never smaller (I2). The caller holds persisting.
+func (g *Guard) writeAhead(line string, e cluster.Epoch) error {
+	if e <= g.written[line] {
+		return nil
+	}
+	raised := map[string]cluster.Epoch{line: e}
+	for l, have := range g.written {
+		raised[l] = max(raised[l], have)
+	}
+	g.mu.Lock()
+	for l, have := range g.max { // of an adopted role, too
+		raised[l] = max(raised[l], have)
+	}
+	g.mu.Unlock()
+	if err := writeEpochs(g.cfg.StateFile, raised); err != nil {
+		return fmt.Errorf("epoch %d of role %s is not served before it is on disk; make that folder writable: %w", e, line, err)
+	}
+	g.written = raised
+	return nil
+}
+
 // prepareEpoch makes the epoch of a role that is about to be begun durable
-// beforehand, or says that it could not be begun (I2). While a role lives here it does nothing, since a larger epoch
-// would make that one stale.
+// beforehand, or says that it could not be begun (I2). While a role lives here it is
+// only written down, since a larger epoch would make that one stale: an agent that
+// resumes the role then has Begin wait for no disk. A guard that is started in
+// between takes the role for a stale one and ends it, which is safe.
 func (g *Guard) prepareEpoch(e cluster.Epoch) error {
 	g.persisting.Lock()
 	defer g.persisting.Unlock()
 	g.mu.Lock()
-	held := g.roles[cluster.OwnerPrimary] != nil || g.ending[cluster.OwnerPrimary] != nil
+	held, ending := g.roles[cluster.OwnerPrimary] != nil, g.ending[cluster.OwnerPrimary] != nil
 	seen := g.max[epochLine(cluster.OwnerPrimary)]
 	g.mu.Unlock()
 	switch {
-	case held || e > cluster.MaxEpoch:
+	case ending || e > cluster.MaxEpoch:
 		return nil
+	case held:
+		return g.writeAhead(epochLine(cluster.OwnerPrimary), e)
 	case e < seen:
 		return fmt.Errorf("epoch %d is too small: %d has been seen on this host: %w", e, seen, cluster.ErrStaleEpoch)
 	}
@@ -233,7 +259,12 @@ func (g *Guard) admissible(d cluster.RoleDeadline, what string) error {
 
 // extend moves a live role's deadline and renews the gate.
 func (g *Guard) extend(d cluster.RoleDeadline) error {
+	began := time.Now() // of the wall: only told
+	locked, recorded := began, began
+	defer func() { g.tellSlow(d, locked.Sub(began), recorded.Sub(locked), time.Since(recorded)) }()
 	g.mu.Lock()
+	locked = time.Now()
+	recorded = locked
 	r, err := g.liveRole(d.Owner, d.Epoch)
 	if err == nil {
 		err = g.admissible(d, "extend")
@@ -247,6 +278,7 @@ func (g *Guard) extend(d cluster.RoleDeadline) error {
 		g.node.until = d.Deadline
 	}
 	g.record()
+	recorded = time.Now()
 	g.rearm()
 	back := d.Owner == cluster.OwnerPrimary && r.resumes(d)
 	gated := d.Owner == cluster.OwnerPrimary && r.suspendedAt == cluster.Never && len(r.wanted) > 0
@@ -258,6 +290,19 @@ func (g *Guard) extend(d cluster.RoleDeadline) error {
 		return g.renewGate(r)
 	}
 	return nil
+}
+
+// slowExtend is far above what an extension takes, and below what its caller waits.
+const slowExtend = 100 * time.Millisecond
+
+// tellSlow says what an extension waited for that took long. Where the caller got no
+// answer in time and this says nothing, the processor or the caller was late.
+func (g *Guard) tellSlow(d cluster.RoleDeadline, lock, ledger, gate time.Duration) {
+	if lock+ledger+gate < slowExtend {
+		return
+	}
+	g.log.Warn("a deadline was slow to move", zap.String("owner", string(d.Owner)), zap.Uint64("epoch", uint64(d.Epoch)),
+		zap.Duration("for_the_lock", lock), zap.Duration("for_the_ledger", ledger), zap.Duration("for_the_gate", gate))
 }
 
 // liveRole returns the owner's role if it lives at exactly this epoch. A role
@@ -303,8 +348,15 @@ func (g *Guard) rearm() {
 
 // record writes down what is held, for the next guard. The caller holds mu.
 func (g *Guard) record() {
+	if err := g.write(); err != nil {
+		g.log.Error("guard's ledger not written", zap.Error(err))
+	}
+}
+
+// write is record for who has to know whether it was done. The caller holds mu.
+func (g *Guard) write() error {
 	if g.ledger == nil {
-		return
+		return nil
 	}
 	held := make([]heldRole, 0, len(g.roles)+len(g.ending))
 	for _, r := range g.roles {
@@ -315,9 +367,7 @@ func (g *Guard) record() {
 	}
 	held = append(held, g.expired...) // likewise
 	s := ledgerState{Roles: held, NodeUntil: g.node.until, Feeding: g.feed, Relinquished: g.relinquished}
-	if err := g.ledger.save(s); err != nil {
-		g.log.Error("guard's ledger not written", zap.Error(err))
-	}
+	return g.ledger.save(s)
 }
 
 func (r *role) held() heldRole {
@@ -371,7 +421,7 @@ type ending struct {
 	cause  string
 	begun  cluster.Instant
 	tried  chan struct{} // closed once stopEffects has done its part
-	done   chan struct{} // closed once verified gone
+	done   chan struct{} // closed once verified gone, or left behind (leaveBehind)
 	lapse  bool          // it ends because the node's right has
 	detail string        // what is still there; Guard.mu's
 	finish func()        // finish of this one
@@ -460,9 +510,13 @@ func (g *Guard) finish(e *ending) {
 	case <-time.After(firstTry):
 		e.kill() // before anything that can be stuck
 	}
+	behind := false
 	for pause := time.Millisecond; ; pause = min(2*pause, g.cfg.Tick) {
 		err := g.verifyGone(e)
 		if err == nil {
+			break
+		}
+		if behind = g.leaveBehind(e); behind {
 			break
 		}
 		g.mu.Lock()
@@ -478,6 +532,17 @@ func (g *Guard) finish(e *ending) {
 	e.over = true
 	g.fault(subject, "")
 	e.telling.Unlock()
+	if behind {
+		g.tellLeftFault()
+		g.log.Warn("the node's right has ended and may begin again, although a stop has not succeeded: nothing runs, and nothing takes its place", zap.String("cause", e.cause))
+	} else {
+		g.tellEnded(e)
+	}
+	close(e.done)
+}
+
+// tellEnded forgets and tells an ending of which everything is verified gone.
+func (g *Guard) tellEnded(e *ending) {
 	g.mu.Lock()
 	delete(g.ending, e.role.owner)
 	g.record()
@@ -488,7 +553,6 @@ func (g *Guard) finish(e *ending) {
 		zap.String("cause", e.cause), zap.Duration("gone_after", took))
 	g.hub.push(cluster.GuardEvent{Kind: "ended", Owner: e.role.owner, Epoch: e.role.epoch,
 		Text: fmt.Sprintf("role %s ended: %s; everything of it was gone %v later", e.role.owner, e.cause, took)})
-	close(e.done)
 }
 
 // tellLate records that an ending takes too long. One that is over by now is
@@ -515,19 +579,32 @@ func (g *Guard) verifyGone(e *ending) error {
 		g.announcer.stop()
 		errs = append(errs, g.dropAddresses())
 	}
+	for _, s := range e.role.services { // all at once, before any is waited for
+		if s.act != nil {
+			s.takeDown(g, true, stopAgain)
+		}
+	}
 	for _, s := range e.role.services {
-		errs = append(errs, s.verifyGone(g.cfg.Tick))
+		errs = append(errs, s.verifyGone(g, g.cfg.Tick))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	if !e.role.idle(g.cfg.Tick) {
+		return fmt.Errorf("a program of role %s that was being started or run has not ended", e.role.owner)
+	}
+	return nil
+}
+
+// idle waits until nothing of an ended role is being started or run, so long at most.
+func (r *role) idle(limit time.Duration) bool {
 	waited := make(chan struct{})
-	go func() { e.role.busy.Wait(); close(waited) }()
+	go func() { r.busy.Wait(); close(waited) }()
 	select {
 	case <-waited:
-		return nil
-	case <-time.After(g.cfg.Tick):
-		return fmt.Errorf("a program of role %s that was being started or run has not ended", e.role.owner)
+		return true
+	case <-time.After(limit):
+		return false
 	}
 }
 
@@ -548,6 +625,9 @@ func (g *Guard) end(ctx context.Context, o cluster.DeadlineOwner, epoch cluster.
 	waits := g.endingsOf(o)
 	g.mu.Unlock()
 	g.stopEffects(fresh...)
+	if err := g.endLeft(ctx, o); err != nil {
+		return err
+	}
 	if len(waits) == 0 {
 		return g.endUnheld(o)
 	}
@@ -560,7 +640,7 @@ func (g *Guard) end(ctx context.Context, o cluster.DeadlineOwner, epoch cluster.
 			return fmt.Errorf("end role %s: not verified gone yet (%s): %w", o, e.detail, context.Cause(ctx))
 		}
 	}
-	return nil
+	return g.endLeft(ctx, o) // what was left behind
 }
 
 // hangsOn returns the owner's role; where the node's right is not held, the
@@ -591,8 +671,41 @@ func (g *Guard) endUnheld(o cluster.DeadlineOwner) error {
 	return g.dropAddresses()
 }
 
+// stopInOrder is how long copies may take to stop by their own rules at the guard's
+// own end, where the node's right lasts for as long.
+const stopInOrder = 15 * time.Second
+
+// stopCopies stops by its own rules what hangs on the node's right, all at once, as
+// far as that goes within its deadline; the rest is killed after it.
+func (g *Guard) stopCopies() {
+	g.mu.Lock()
+	r := g.roles[cluster.OwnerNode]
+	var copies []*service
+	if r != nil && g.lives(r) {
+		for _, s := range r.services {
+			copies = append(copies, s)
+		}
+	}
+	g.mu.Unlock()
+	if len(copies) == 0 {
+		return
+	}
+	ctx, cancel := under(context.Background(), r.ctx, stopInOrder, errors.New("the guard ends"))
+	defer cancel()
+	var all sync.WaitGroup
+	for _, s := range copies {
+		all.Go(func() {
+			if err := g.stopOne(ctx, r, s); err != nil {
+				g.log.Warn("a copy was not stopped in order, it is killed", zap.String("service", s.spec.Name), zap.Error(err))
+			}
+		})
+	}
+	all.Wait()
+}
+
 // endEverything ends all roles, at the guard's own end.
 func (g *Guard) endEverything() error {
+	g.stopCopies()
 	g.mu.Lock()
 	g.closed = true
 	var all []*ending

@@ -81,14 +81,15 @@ func listen(path string) (net.Listener, error) {
 // peer is one connection's outgoing side.
 type peer struct {
 	conn net.Conn
+	pid  int // of the process that connected; 0: not known
 	out  chan []byte
 }
 
-// client serves one connection until it or ctx ends. Extend is done in the
+// client serves one connection until it or life ends. Extend is done in the
 // order of arrival; everything else beside, so that nothing delays Extend.
-func (g *Guard) client(ctx context.Context, conn net.Conn) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	p := &peer{conn: conn, out: make(chan []byte, outQueue)}
+func (g *Guard) client(life context.Context, conn net.Conn) {
+	ctx, cancel := context.WithCancelCause(life)
+	p := &peer{conn: conn, pid: callerOf(conn), out: make(chan []byte, outQueue)}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	var owned sync.WaitGroup
@@ -110,6 +111,8 @@ func (g *Guard) client(ctx context.Context, conn net.Conn) {
 			calls.cancel(m.ID)
 		case m.Method == router.MethodExtend:
 			p.answer(m.ID, nil, g.handleExtend(m))
+		case m.Method == router.MethodEndCaller: // however late it is read, and whatever becomes of the connection
+			owned.Go(func() { g.endCaller(life, p, m) })
 		default:
 			callCtx, done := calls.begin(ctx, m, g.clock.Now())
 			owned.Go(func() {
@@ -250,6 +253,18 @@ func (g *Guard) handle(ctx context.Context, m router.Message) (any, error) {
 			return nil, err
 		}
 		return g.runProgram(ctx, q)
+	case router.MethodRunInCopy:
+		q, err := decode[router.CopyRunParams](m)
+		if err != nil {
+			return nil, err
+		}
+		return g.runInCopy(ctx, q)
+	case router.MethodLook:
+		q, err := decode[cluster.RunRequest](m)
+		if err != nil {
+			return nil, err
+		}
+		return g.lookFor(ctx, q), nil
 	case router.MethodRelinquish:
 		return nil, g.relinquish()
 	}

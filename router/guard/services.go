@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os/exec"
 	"reflect"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +25,8 @@ const (
 	checkTimeout = 2 * time.Second // of one run of a check
 	firstPause   = 10 * time.Millisecond
 	longestPause = 250 * time.Millisecond
+	// shortestRestart is the least that lies between a hook's end and its next start.
+	shortestRestart = 100 * time.Millisecond
 )
 
 // errClientGone is why a request's context ends when its connection does: what
@@ -35,13 +36,38 @@ var errClientGone = errors.New("the client has gone")
 // service is a primary-only service under a role.
 type service struct {
 	spec cluster.ServiceSpec
-	main *proc.Process // hook; nil for a unit, or once it was found gone
+	main *proc.Process // hook; nil for a unit, or once it was found gone; mu's
 	unit *unitHandle   // unit
+	act  *actions      // actions
 
 	mu       sync.Mutex
 	checked  bool
 	stopping bool
 	failure  string
+	starts   int           // of a hook
+	pending  bool          // a hook that has ended is to be started again
+	over     chan struct{} // closed when nobody starts it again
+	overOnce sync.Once
+	again    chan struct{} // held while a hook is started again
+}
+
+func newService(spec cluster.ServiceSpec) *service {
+	return &service{spec: spec, over: make(chan struct{}), again: make(chan struct{}, 1)}
+}
+
+// process is a hook's present process; nil: it has none.
+func (s *service) process() *proc.Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.main
+}
+
+// quit says that the service ends on purpose, and is not to be started again.
+func (s *service) quit() {
+	s.mu.Lock()
+	s.stopping, s.checked = true, false
+	s.mu.Unlock()
+	s.overOnce.Do(func() { close(s.over) })
 }
 
 func validService(s cluster.ServiceSpec) error {
@@ -52,8 +78,17 @@ func validService(s cluster.ServiceSpec) error {
 		return fmt.Errorf("service %s: a hook without a command: %w", s.Name, cluster.ErrRefused)
 	case s.Kind == cluster.ServiceUnit && s.Unit == "":
 		return fmt.Errorf("service %s: no unit is named: %w", s.Name, cluster.ErrRefused)
-	case s.Kind != cluster.ServiceHook && s.Kind != cluster.ServiceUnit:
-		return fmt.Errorf("service %s: kind %q is neither hook nor unit: %w", s.Name, s.Kind, cluster.ErrRefused)
+	case s.Kind == cluster.ServiceActions && (len(s.Command) == 0 || len(s.Stop) == 0):
+		return fmt.Errorf("service %s: actions need a command and a stop: %w", s.Name, cluster.ErrRefused)
+	case s.Kind != cluster.ServiceHook && s.Kind != cluster.ServiceUnit && s.Kind != cluster.ServiceActions:
+		return fmt.Errorf("service %s: kind %q is none of hook, unit and actions: %w", s.Name, s.Kind, cluster.ErrRefused)
+	case s.Restart != 0 && (s.Kind != cluster.ServiceHook || s.Restart < shortestRestart):
+		return fmt.Errorf("service %s: a hook may be started again, not sooner than after %s: %w", s.Name, shortestRestart, cluster.ErrRefused)
+	}
+	for _, line := range s.Env {
+		if name, _, ok := strings.Cut(line, "="); !ok || name == "" || strings.ContainsRune(line, 0) {
+			return fmt.Errorf("service %s: %.40q in its environment is no NAME=value: %w", s.Name, line, cluster.ErrRefused)
+		}
 	}
 	return nil
 }
@@ -77,15 +112,20 @@ func (g *Guard) startService(ctx context.Context, o cluster.DeadlineOwner, e clu
 	ctx, cancel := under(ctx, r.ctx, cmp.Or(spec.StartTimeout, defaultStart), fmt.Errorf("service %s: not serving in time", spec.Name))
 	defer cancel()
 	if s == nil {
+		if err := g.awaitFree(ctx, spec); err != nil {
+			return fmt.Errorf("start service %s: %w", spec.Name, err)
+		}
 		if s, err = g.launch(ctx, r, spec); err != nil {
 			return err
 		}
 	}
-	err = s.awaitCheck(ctx, g.cfg.SlicePath)
+	if err = s.awaitUp(ctx); err == nil {
+		err = s.awaitCheck(ctx, g.cfg.SlicePath)
+	}
 	if err == nil || errors.Is(err, errClientGone) {
 		return err
 	}
-	stopping, cancelStop := context.WithTimeout(context.Background(), cmp.Or(spec.StopTimeout, defaultStop)+g.cfg.Grace)
+	stopping, cancelStop := context.WithTimeout(context.Background(), cmp.Or(spec.StopTimeout, defaultStop)+killLimit+g.cfg.Grace)
 	defer cancelStop()
 	if stopErr := g.stopOne(stopping, r, s); stopErr != nil {
 		err = errors.Join(err, stopErr)
@@ -120,7 +160,7 @@ func (g *Guard) runningService(ctx context.Context, r *role, spec cluster.Servic
 	g.mu.Lock()
 	s := r.services[spec.Name]
 	g.mu.Unlock()
-	if s == nil || s.running() && reflect.DeepEqual(s.spec, spec) {
+	if s == nil || s.serves() && reflect.DeepEqual(s.spec, spec) {
 		return s, nil
 	}
 	return nil, g.stopOne(ctx, r, s)
@@ -129,57 +169,95 @@ func (g *Guard) runningService(ctx context.Context, r *role, spec cluster.Servic
 // launch starts the program or unit and enters it under the role, unless that
 // has ended meanwhile: then it is killed again.
 func (g *Guard) launch(ctx context.Context, r *role, spec cluster.ServiceSpec) (*service, error) {
-	s := &service{spec: spec}
+	s := newService(spec)
 	var err error
-	if spec.Kind == cluster.ServiceUnit {
+	switch spec.Kind {
+	case cluster.ServiceUnit:
 		s.unit, err = g.units.handle(ctx, spec.Unit)
-	} else {
-		s.main, err = proc.Start(proc.Command{Argv: spec.Command, Slice: g.cfg.SlicePath})
+	case cluster.ServiceActions:
+		s.act = newActions()
+	default:
+		s.starts = 1
+		s.main, err = startHook(spec, g.cfg.SlicePath)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("start service %s: %w", spec.Name, err)
 	}
-	if s.main != nil { // the guard's own priority is not for its children
-		_ = unix.Setpriority(unix.PRIO_PGRP, s.main.Pid(), 0)
-	}
-	g.mu.Lock()
-	entered := g.lives(r) && r.services[spec.Name] == nil
-	if entered {
-		r.services[spec.Name] = s
-		g.record()
-		g.watch(r, s)
-	}
-	g.mu.Unlock()
-	if entered && s.unit != nil { // recorded first: a restarted guard must know of it
-		err = s.unit.start(ctx)
-		if r.ctx.Err() != nil { // the start may have overtaken the end's kill
-			s.killNow()
-		}
-		if err == nil {
-			g.mu.Lock()
-			g.record() // with its control group now
-			g.mu.Unlock()
-			return s, nil
-		}
-		stopping, cancel := context.WithTimeout(context.Background(), defaultStop)
-		defer cancel()
-		return nil, errors.Join(fmt.Errorf("start service %s: %w", spec.Name, err), g.stopOne(stopping, r, s))
-	}
-	if !entered {
+	if err := g.enlist(r, s); err != nil {
+		s.quit()
 		s.killNow()
-		return nil, errors.Join(fmt.Errorf("start service %s: the role ended meanwhile, or the service is being started already; what was started is killed: %w",
-			spec.Name, cluster.ErrDeadline), s.verifyGone(time.Second))
+		return nil, errors.Join(err, s.verifyGone(g, time.Second))
+	}
+	switch { // recorded first: a restarted guard must know of it
+	case s.act != nil:
+		g.bringUp(r, s)
+	case s.unit != nil:
+		return s, g.launchUnit(ctx, r, s)
 	}
 	return s, nil
 }
 
-// watch reports a hook that ends by itself. The caller holds mu.
+// startHook starts a hook's program.
+func startHook(spec cluster.ServiceSpec, slice string) (*proc.Process, error) {
+	p, err := proc.Start(proc.Command{Argv: spec.Command, Env: env(spec), User: spec.User, Slice: slice})
+	if err == nil { // the guard's own priority is not for its children
+		_ = unix.Setpriority(unix.PRIO_PGRP, p.Pid(), 0)
+	}
+	return p, err
+}
+
+// enlist enters what was started, or is to be, under the role, and writes it down.
+// The error says why it must not be: it has done nothing then.
+func (g *Guard) enlist(r *role, s *service) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.lives(r) || r.services[s.spec.Name] != nil {
+		if s.act != nil {
+			s.act.gone = true // nothing of it has run
+		}
+		return fmt.Errorf("start service %s: the role ended meanwhile, or the service is being started already; what was started is killed: %w",
+			s.spec.Name, cluster.ErrDeadline)
+	}
+	r.services[s.spec.Name] = s
+	if err := g.write(); err != nil {
+		delete(r.services, s.spec.Name)
+		g.record()
+		if s.act != nil {
+			s.act.gone = true
+		}
+		return fmt.Errorf("start service %s: a guard that is started after this one would not find it: %w: %w", s.spec.Name, err, cluster.ErrRefused)
+	}
+	g.watch(r, s)
+	return nil
+}
+
+// launchUnit starts the unit of a service that is entered.
+func (g *Guard) launchUnit(ctx context.Context, r *role, s *service) error {
+	g.watchUnit(r, s)
+	err := s.unit.start(ctx)
+	if r.ctx.Err() != nil { // the start may have overtaken the end's kill
+		s.killNow()
+	}
+	if err == nil {
+		g.mu.Lock()
+		g.record() // with its control group now
+		g.mu.Unlock()
+		return nil
+	}
+	stopping, cancel := context.WithTimeout(context.Background(), defaultStop)
+	defer cancel()
+	return errors.Join(fmt.Errorf("start service %s: %w", s.spec.Name, err), g.stopOne(stopping, r, s))
+}
+
+// watch reports a hook that ends by itself, and has it started again where its
+// specification says so. The caller holds mu.
 func (g *Guard) watch(r *role, s *service) {
-	if s.main == nil {
+	main := s.process()
+	if main == nil {
 		return
 	}
 	g.work.Go(func() {
-		exit, err := s.main.Wait(context.Background()) // ends with the process, which the role's end kills
+		exit, err := main.Wait(context.Background()) // ends with the process, which the role's end kills
 		s.mu.Lock()
 		expected := s.stopping
 		if !expected {
@@ -193,10 +271,16 @@ func (g *Guard) watch(r *role, s *service) {
 		if expected {
 			return
 		}
-		g.log.Warn("service exited", zap.String("service", s.spec.Name), zap.String("how", text))
-		g.hub.push(cluster.GuardEvent{Kind: "service_exited", Owner: r.owner, Epoch: r.epoch, Name: s.spec.Name,
-			Text: fmt.Sprintf("service %s ended by itself: %s", s.spec.Name, text)})
+		g.tellExited(r, s, text)
+		g.startAgain(r, s)
 	})
+}
+
+// tellExited tells that a service has ended by itself.
+func (g *Guard) tellExited(r *role, s *service, text string) {
+	g.log.Warn("service exited", zap.String("service", s.spec.Name), zap.String("how", text))
+	g.hub.push(cluster.GuardEvent{Kind: "service_exited", Owner: r.owner, Epoch: r.epoch, Name: s.spec.Name,
+		Text: fmt.Sprintf("service %s ended by itself: %s", s.spec.Name, text)})
 }
 
 func describeExit(e proc.Exit, err error) string {
@@ -241,7 +325,7 @@ func (s *service) check(ctx context.Context, slice string) (passed bool, why str
 	if len(s.spec.Check) == 0 {
 		return true, ""
 	}
-	res, err := proc.Run(ctx, proc.Command{Argv: s.spec.Check, Timeout: checkTimeout, OutputLimit: 4 << 10, Slice: slice})
+	res, err := proc.Run(ctx, proc.Command{Argv: s.spec.Check, Env: env(s.spec), Timeout: checkTimeout, OutputLimit: 4 << 10, Slice: slice})
 	if err != nil {
 		return false, err.Error()
 	}
@@ -259,15 +343,18 @@ func (g *Guard) stopService(ctx context.Context, o cluster.DeadlineOwner, e clus
 	if errors.Is(err, cluster.ErrDeadline) && r == nil { // over: its end kills everything
 		ending := g.ending[o]
 		g.mu.Unlock()
-		return waitEnding(ctx, ending)
+		return errors.Join(waitEnding(ctx, ending), g.awaitLeftover(ctx, o, name))
 	}
 	var s *service
 	if err == nil {
 		s = r.services[name]
 	}
 	g.mu.Unlock()
-	if err != nil || s == nil {
+	if err != nil {
 		return err
+	}
+	if s == nil {
+		return g.awaitLeftover(ctx, o, name)
 	}
 	return g.stopOne(ctx, r, s)
 }
@@ -284,21 +371,44 @@ func waitEnding(ctx context.Context, e *ending) error {
 	}
 }
 
-// stopOne stops the service and forgets it. Nil is no service.
+// stopOne stops the service and forgets it. Nil is no service. Where its caller leaves
+// the stop goes on by the service's own rules, to its end: who is asked to end in order
+// is not killed because an agent was restarted, and what has ended is not kept.
 func (g *Guard) stopOne(ctx context.Context, r *role, s *service) error {
 	if s == nil {
 		return nil
 	}
-	s.mu.Lock()
-	s.stopping, s.checked = true, false
-	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.spec.StopTimeout, defaultStop)+time.Second)
+	s.quit()
+	done := make(chan error, 1)
+	g.work.Go(func() { done <- g.carryStop(r, s) })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("stop service %s: it is being stopped, and not verified gone yet: %w", s.spec.Name, context.Cause(ctx))
+	}
+}
+
+// carryStop is the stop of a service that has quit. The role's end kills what it waits
+// for.
+func (g *Guard) carryStop(r *role, s *service) error {
+	grace := cmp.Or(s.spec.StopTimeout, defaultStop)
+	ctx, cancel := context.WithTimeout(context.Background(), grace+killLimit+time.Second)
 	defer cancel()
+	select {
+	case s.again <- struct{}{}: // what was being started again is in the books by now, or dead
+		defer func() { <-s.again }()
+	case <-ctx.Done():
+		return fmt.Errorf("stop service %s: it is just being started again: %w", s.spec.Name, context.Cause(ctx))
+	}
 	var err error
-	if s.unit != nil {
-		err = s.unit.stop(ctx, cmp.Or(s.spec.StopTimeout, defaultStop))
-	} else if s.main != nil {
-		err = s.main.Stop(ctx, cmp.Or(s.spec.StopTimeout, defaultStop))
+	switch main := s.process(); {
+	case s.act != nil:
+		err = s.stopActions(ctx, g)
+	case s.unit != nil:
+		err = s.unit.stop(ctx, grace)
+	case main != nil:
+		err = main.Stop(ctx, grace)
 	}
 	if err != nil {
 		return fmt.Errorf("stop service %s: it is not verified gone: %w", s.spec.Name, err)
@@ -312,24 +422,40 @@ func (g *Guard) stopOne(ctx context.Context, r *role, s *service) error {
 	return nil
 }
 
-// killNow kills everything of the service without waiting.
+// killNow kills everything of the service without waiting. A hook is not started
+// again after it: the role's context has ended, or quit was called.
 func (s *service) killNow() {
 	if s.unit != nil {
 		s.unit.killNow()
-	} else if s.main != nil {
-		s.main.Kill()
+		return
+	}
+	s.mu.Lock()
+	p := s.main
+	if s.act != nil {
+		// Its Stop may be what runs now. One that was ordered runs beside the copy, which
+		// must not outlive its right however long that takes: both go, and it runs again.
+		if p = s.act.procs; s.act.ending && !s.act.gently {
+			p = nil
+		}
+	}
+	s.mu.Unlock()
+	if p != nil {
+		p.Kill()
 	}
 }
 
 // verifyGone kills until nothing is left, for the time given.
-func (s *service) verifyGone(limit time.Duration) error {
+func (s *service) verifyGone(g *Guard, limit time.Duration) error {
+	if s.act != nil {
+		return s.verifyDown(g, limit)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var err error
-	if s.unit != nil {
+	if main := s.process(); s.unit != nil {
 		err = s.unit.stop(ctx, 0)
-	} else if s.main != nil {
-		err = s.main.Stop(ctx, 0)
+	} else if main != nil {
+		err = main.Stop(ctx, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("end service %s: %w", s.spec.Name, err)
@@ -337,161 +463,143 @@ func (s *service) verifyGone(limit time.Duration) error {
 	return nil
 }
 
+// serves reports whether the service runs, or is just being brought up.
+func (s *service) serves() bool {
+	if s.act == nil {
+		return s.running()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping || s.act.spent {
+		return false
+	}
+	select {
+	case <-s.act.begun:
+		return s.act.up
+	default: // also of one that was adopted: it has no start of its own
+		return s.act.up || s.act.begun != nil
+	}
+}
+
 func (s *service) running() bool {
 	if s.unit != nil {
 		return s.unit.active()
 	}
-	if s.main == nil {
+	if s.act != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.act.up && !s.act.spent && !s.stopping
+	}
+	main := s.process()
+	if main == nil {
 		return false
 	}
 	select {
-	case <-s.main.Done():
+	case <-main.Done():
 		return false
 	default:
 		return true
 	}
 }
 
+// left reports whether something of a service that does not run is here, or may be.
+func (s *service) left() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.unit != nil:
+		return !s.unit.empty()
+	case s.act != nil:
+		return !s.act.gone
+	}
+	return s.pending || s.main != nil && !s.main.Gone()
+}
+
 // endedHow describes the end of a service that does not run.
 func (s *service) endedHow(ctx context.Context) string {
-	if s.main != nil {
-		return describeExit(s.main.Wait(ctx)) // at once: it has ended
+	if main := s.process(); main != nil {
+		return describeExit(main.Wait(ctx)) // at once: it has ended
 	}
 	if s.unit != nil {
 		return "unit " + s.spec.Unit + " is not active: see `systemctl status " + s.spec.Unit + "`"
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.failure
 }
 
 func (s *service) state() cluster.ServiceState {
-	st := cluster.ServiceState{Name: s.spec.Name, Running: s.running()}
+	st := cluster.ServiceState{Name: s.spec.Name, Running: s.running(), Kind: s.spec.Kind, Note: s.spec.Note}
+	st.Left = !st.Running && s.left()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.main != nil && st.Running {
 		st.PID = s.main.Pid()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st.Checked, st.Error = s.checked && st.Running, s.failure
+	st.Checked, st.Error, st.Starts = s.checked && st.Running, s.failure, s.starts
 	return st
 }
 
 func (s *service) held() heldService {
 	h := heldService{Spec: s.spec}
-	if s.main != nil {
-		h.PID, h.Start, h.Group = s.main.Pid(), s.main.StartTime(), s.main.Group()
-	} else if s.unit != nil {
+	if s.unit != nil {
 		h.Group = s.unit.groupDir()
+		return h
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h.Starts = s.starts
+	switch {
+	case s.act != nil:
+		if h.Up = s.act.up && !s.act.spent; s.act.procs != nil {
+			h.Group = s.act.procs.Group()
+		}
+	case s.main != nil:
+		h.PID, h.Start, h.Group = s.main.Pid(), s.main.StartTime(), s.main.Group()
 	}
 	return h
 }
 
 // adoptService takes a service over from the ledger. The caller holds mu.
 func (g *Guard) adoptService(r *role, h heldService) {
-	s := &service{spec: h.Spec}
+	s := newService(h.Spec)
+	s.starts = h.Starts
 	r.services[h.Spec.Name] = s
-	if h.Spec.Kind == cluster.ServiceUnit {
+	switch h.Spec.Kind {
+	case cluster.ServiceUnit:
 		s.unit = g.units.adopt(h.Spec.Unit, h.Group)
+		g.watchUnit(r, s)
+		return
+	case cluster.ServiceActions:
+		g.adoptActions(r, s, h)
 		return
 	}
 	main, err := proc.Adopt(h.PID, h.Start)
 	if err != nil {
 		s.failure = "it ended while no guard watched it"
+		g.work.Go(func() { g.startAgain(r, s) })
 		return
 	}
 	s.main = main
 	g.watch(r, s)
 }
 
-const (
-	// unverifiedLeftovers names them in what is told.
-	unverifiedLeftovers = "what an earlier guard left"
-	// leftoverPause is between attempts to end them.
-	leftoverPause = time.Second
-)
-
-// endLeftovers ends what an earlier guard has left of roles whose deadline has
-// passed, and every service that no live role knows. What is not verified gone
-// is tried again until it is.
-func (g *Guard) endLeftovers(ctx context.Context, expired []heldRole) {
-	groups := proc.Services(g.cfg.SlicePath) // now: what is started later is none of them
-	g.mu.Lock()
-	for _, r := range g.roles {
-		for _, s := range r.services {
-			groups = slices.DeleteFunc(groups, func(group string) bool { return group == s.held().Group })
+// adoptActions takes over what an earlier guard has brought up. Where that was still
+// at it, or was already taking it down, what there is of it is only to be taken down.
+func (g *Guard) adoptActions(r *role, s *service, h heldService) {
+	s.act = newActions()
+	s.act.up = h.Up
+	if h.Group != "" {
+		if p, err := proc.AdoptGroup(h.Group); err == nil {
+			s.act.procs = p
+		} else if h.Up {
+			s.act.spent, s.failure = true, "all of its processes ended while no guard watched it"
 		}
 	}
-	g.mu.Unlock()
-	if !g.leftoversGone(ctx, expired, groups) {
-		g.work.Go(func() {
-			for !g.leftoversGone(ctx, expired, groups) {
-				select {
-				case <-ctx.Done():
-					return
-				case <-time.After(leftoverPause):
-				}
-			}
-		})
+	if !h.Up {
+		s.failure = "a guard ended while it brought this up or took it down"
 	}
-	for _, h := range expired {
-		g.log.Warn("ended what an earlier guard had left past its deadline", zap.String("owner", string(h.Owner)), zap.Uint64("epoch", uint64(h.Epoch)))
-		g.hub.push(cluster.GuardEvent{Kind: "ended", Owner: h.Owner, Epoch: h.Epoch, Text: "ended by the guard that followed the one which held it"})
-	}
-}
-
-// leftoversGone ends them once more and reports whether nothing is left.
-func (g *Guard) leftoversGone(ctx context.Context, expired []heldRole, groups []string) bool {
-	err := endHeld(ctx, expired, g.units, g.cfg.SlicePath, groups)
-	g.mu.Lock()
-	if err == nil {
-		g.leftovers, g.expired = "", nil
-		g.record()
-	} else {
-		g.leftovers = unverifiedLeftovers
-	}
-	g.feeder.poke()
-	g.mu.Unlock()
-	text := ""
-	if err != nil {
-		text = fmt.Sprintf("what an earlier guard left is not verified gone: %v", err)
-	}
-	g.fault("leftovers", text)
-	return err == nil
-}
-
-// leftoverLimit bounds the verification of each thing left.
-const leftoverLimit = 2 * time.Second
-
-// endHeld kills the services of these roles, these service groups below the
-// slice, and what a dead guard was running.
-func endHeld(ctx context.Context, roles []heldRole, u *units, slice string, groups []string) error {
-	var errs []error
-	bounded := func(f func(ctx context.Context) error) {
-		ctx, cancel := context.WithTimeout(ctx, leftoverLimit)
-		defer cancel()
-		errs = append(errs, f(ctx))
-	}
-	for _, r := range roles {
-		for _, h := range r.Services {
-			if h.Spec.Kind == cluster.ServiceUnit {
-				bounded(func(ctx context.Context) error { return u.adopt(h.Spec.Unit, h.Group).stop(ctx, 0) })
-				continue
-			}
-			if p, err := proc.Adopt(h.PID, h.Start); err == nil {
-				bounded(func(ctx context.Context) error { return p.Stop(ctx, 0) })
-			}
-		}
-	}
-	for _, group := range groups {
-		bounded(func(ctx context.Context) error { return proc.EndGroup(ctx, group) })
-	}
-	// Any run sweeps the runs of guards that are dead.
-	bounded(func(ctx context.Context) error {
-		_, err := proc.Run(ctx, proc.Command{Argv: []string{"true"}, Slice: slice, Timeout: leftoverLimit})
-		if errors.Is(err, proc.ErrNotStarted) {
-			return nil
-		}
-		return err
-	})
-	return errors.Join(errs...)
+	g.work.Go(func() { g.watchActions(r, s) })
 }
 
 // runProgram runs one program under an owner's deadline.
@@ -524,7 +632,7 @@ func (g *Guard) preflightService(ctx context.Context, s cluster.ServiceSpec) str
 		}
 		return ""
 	}
-	for _, argv := range [][]string{s.Command, s.Check} {
+	for _, argv := range [][]string{s.Command, s.Check, s.Stop} {
 		if len(argv) > 0 {
 			if _, err := exec.LookPath(argv[0]); err != nil {
 				return fmt.Sprintf("service %s: program cannot be run: %v", s.Name, err)

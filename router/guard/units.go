@@ -24,9 +24,23 @@ const unitPoll = 5 * time.Millisecond
 type units struct {
 	dialing sync.Mutex
 	conn    atomic.Pointer[dbus.Conn] // read on the path that ends a role: no lock
+	ends    *unitEnds
 }
 
-func newUnits() *units { return &units{} }
+func newUnits() *units {
+	u := &units{}
+	u.ends = newUnitEnds(func(ctx context.Context, unit string) (string, error) {
+		conn := u.conn.Load()
+		if conn == nil {
+			return "", errNoSystemd
+		}
+		return activeState(ctx, conn, unit)
+	})
+	return u
+}
+
+// errNoSystemd says that no connection stands; whoever looks next makes one.
+var errNoSystemd = errors.New("no connection to systemd")
 
 func (u *units) connect(ctx context.Context) (*dbus.Conn, error) {
 	u.dialing.Lock()
@@ -39,7 +53,10 @@ func (u *units) connect(ctx context.Context) (*dbus.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reach systemd over D-Bus: %w; services of kind \"unit\" need it, \"hook\" does not", err)
 	}
-	u.conn.Store(conn)
+	if before := u.conn.Swap(conn); before != nil {
+		before.Close() // half of it may live
+	}
+	u.ends.listen(conn)
 	return conn, nil
 }
 
@@ -47,6 +64,7 @@ func (u *units) close() {
 	if conn := u.conn.Swap(nil); conn != nil {
 		conn.Close()
 	}
+	u.ends.close()
 }
 
 // unitHandle is one unit.
@@ -54,6 +72,7 @@ type unitHandle struct {
 	units *units
 	name  string
 	group atomic.Pointer[string] // control group's directory, so that it can be killed without systemd
+	up    atomic.Bool            // it has been active, and has not ended since (unitEnds)
 }
 
 // groupDir returns the unit's control group, "" if unknown.
@@ -76,6 +95,7 @@ func (u *units) handle(ctx context.Context, name string) (*unitHandle, error) {
 func (u *units) adopt(name, group string) *unitHandle {
 	h := &unitHandle{units: u, name: name}
 	h.group.Store(&group)
+	h.up.Store(true)
 	return h
 }
 
@@ -119,6 +139,7 @@ func (h *unitHandle) start(ctx context.Context) error {
 			h.group.Store(&dir)
 		}
 	}
+	h.up.Store(true)
 	return nil
 }
 
@@ -139,9 +160,13 @@ func (h *unitHandle) state(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	prop, err := conn.GetUnitPropertyContext(ctx, h.name, "ActiveState")
+	return activeState(ctx, conn, h.name)
+}
+
+func activeState(ctx context.Context, conn *dbus.Conn, unit string) (string, error) {
+	prop, err := conn.GetUnitPropertyContext(ctx, unit, "ActiveState")
 	if err != nil {
-		return "", fmt.Errorf("look at unit %s: %w", h.name, err)
+		return "", fmt.Errorf("look at unit %s: %w", unit, err)
 	}
 	state, _ := prop.Value.Value().(string)
 	return state, nil
@@ -167,7 +192,8 @@ func (h *unitHandle) stop(ctx context.Context, grace time.Duration) error {
 	kill := time.Now().Add(grace)
 	for {
 		state, stateErr := h.state(ctx)
-		if stateErr == nil && (state == "inactive" || state == "failed") && h.empty() {
+		if stateErr == nil && unitEnded(state) && h.empty() {
+			h.units.ends.forget(h)
 			return nil
 		}
 		if time.Now().After(kill) {

@@ -73,3 +73,50 @@ func TestAUnitThatIgnoresItsStopIsKilledAfterItsGrace(t *testing.T) {
 		t.Error("a unit that is not installed counts as loadable")
 	}
 }
+
+// What ends by itself is heard of; what systemd starts again is no end, and neither is
+// a stop that was ordered.
+func TestTheEndOfAUnitIsHeard(t *testing.T) {
+	_, h, ctx := testUnit(t)
+	told := make(chan string, 10)
+	h.units.ends.watch(h, func() { told <- "ended" }, func() { told <- "active" })
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	hear := func(want string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-told:
+				if got == want {
+					return
+				}
+				if got == "ended" {
+					t.Fatal("it has not ended")
+				}
+			case <-ctx.Done():
+				t.Fatalf("not told: %s", want)
+			}
+		}
+	}
+	run("kill", "-s", "KILL", h.name)
+	hear("active") // again, by its Restart=always
+	run("kill", "-s", "KILL", h.name)
+	hear("active")
+	run("stop", "--no-block", h.name)
+	run("kill", "-s", "KILL", h.name)
+	hear("ended")
+	run("start", h.name)
+	hear("active")
+	if err := h.stop(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	h.units.ends.mu.Lock()
+	defer h.units.ends.mu.Unlock()
+	if len(h.units.ends.watched) != 0 {
+		t.Error("what was stopped is watched still")
+	}
+}

@@ -51,6 +51,9 @@ func parts() []part {
 		{"nodes", "a thousand nodes' keepalives on three servers", measureNodes},
 		{"leases", "what a lost lease, a failover and a kill -9 end; a thousand node leases", measureLeases},
 		{"stuck", "a collector that never returns and a plugin that hangs and forks", measureStuck},
+		{"rest", "pvcapid with a hundred nodes: requests a second, five hundred watchers", measureREST},
+		{"redis", "a Redis restarted empty: keys lost, writes again; plain, Sentinel, ours", measureRedis},
+		{"workloads", "a node drained, a node lost: when its workloads run elsewhere", measureWorkloads},
 		{"shutdown", "shutdown with a service that takes 60 s", measureShutdown},
 	}
 }
@@ -132,6 +135,7 @@ func Run(ctx context.Context, c Config, out io.Writer) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	sweepKilled()
 	b := &bench{config: c, out: out, twice: map[string][]float64{}, switches: map[string][]float64{},
 		report: Report{Machine: lookAtMachine(), Quick: c.Quick, Runs: c.Runs, Violations: []sandbox.Violation{}}}
 	began := time.Now()

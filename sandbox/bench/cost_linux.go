@@ -210,6 +210,7 @@ func measureStress(ctx context.Context, b *bench) error {
 	before, from, wall := l.Status(ctx).Primary, now(), time.Now()
 	lasting := b.observed(60*time.Second, 20*time.Second)
 	cmd := exec.CommandContext(ctx, "stress-ng", "--quiet", "--cpu", fmt.Sprint(runtime.NumCPU()), "--timeout", fmt.Sprintf("%ds", int(lasting.Seconds())))
+	cmd.SysProcAttr = withUs()
 	if out, err := cmd.CombinedOutput(); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("stress-ng: %w: %s", err, out)
 	}

@@ -6,10 +6,27 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"pvc.internal/cluster"
 	"pvc.internal/sandbox"
 )
+
+// measureLimit bounds one run of a fault with all that is waited for around it. Each
+// wait within has a bound of its own; this one is for a cluster that breaks so that
+// they follow one another.
+const measureLimit = 6 * time.Minute
+
+// measured runs the fault once; one that does not end is an error.
+func (l *lab) measured(ctx context.Context, step sandbox.Step) (sandbox.Result, error) {
+	limited, cancel := context.WithTimeout(ctx, measureLimit)
+	defer cancel()
+	res, err := l.Measure(limited, step)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = fmt.Errorf("%s: not over after %v: %w", step.Fault.Text, measureLimit, err)
+	}
+	return res, err
+}
 
 // repeat runs the fault so often at the phases and tells each run in a line.
 func (b *bench) repeat(ctx context.Context, l *lab, fault string, phases []float64) ([]sandbox.Result, error) {
@@ -19,7 +36,7 @@ func (b *bench) repeat(ctx context.Context, l *lab, fault string, phases []float
 	}
 	var all []sandbox.Result
 	for _, p := range phases {
-		res, err := l.Measure(ctx, sandbox.Step{Fault: f, Phase: p})
+		res, err := l.measured(ctx, sandbox.Step{Fault: f, Phase: p})
 		if err != nil {
 			return all, err
 		}

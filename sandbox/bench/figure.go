@@ -19,7 +19,7 @@ const (
 type Figure struct {
 	Part    string    `json:"part"`
 	What    string    `json:"what"`
-	Unit    string    `json:"unit,omitempty"` // ms, MiB, %; empty for counts
+	Unit    string    `json:"unit,omitempty"` // ms, MiB, %, keys; empty for other counts
 	Runs    int       `json:"runs"`
 	Median  float64   `json:"median"`
 	Worst   float64   `json:"worst"`
@@ -33,7 +33,10 @@ type Figure struct {
 type limit struct {
 	worst, median       float64
 	hasWorst, hasMedian bool
+	more                bool // the worst is the least
 }
+
+func atLeast(worst float64) limit { return limit{worst: worst, hasWorst: true, more: true} }
 
 func atMost(worst float64) limit { return limit{worst: worst, hasWorst: true} }
 
@@ -56,9 +59,12 @@ func figure(what, unit string, values []float64, target limit) Figure {
 		return f
 	}
 	f.Median, f.Worst = median(values), slices.Max(values)
+	if target.more {
+		f.Worst = slices.Min(values)
+	}
 	if f.Target != "" {
 		f.Verdict = Met
-		if target.hasWorst && f.Worst > target.worst || target.hasMedian && f.Median > target.median {
+		if target.hasWorst && (f.Worst > target.worst) != target.more && f.Worst != target.worst || target.hasMedian && f.Median > target.median {
 			f.Verdict = Missed
 		}
 	}
@@ -68,9 +74,12 @@ func figure(what, unit string, values []float64, target limit) Figure {
 func (l limit) describe(unit string) string {
 	var parts []string
 	if l.hasWorst {
-		if l.worst == 0 {
+		switch {
+		case l.more:
+			parts = append(parts, "worst ≥ "+quantity(l.worst, unit))
+		case l.worst == 0:
 			parts = append(parts, "0")
-		} else {
+		default:
 			parts = append(parts, "worst ≤ "+quantity(l.worst, unit))
 		}
 	}
@@ -89,6 +98,8 @@ func quantity(v float64, unit string) string {
 		return fmt.Sprintf("%.1f ms", v)
 	case unit == "ms":
 		return fmt.Sprintf("%.0f ms", v)
+	case unit == "keys":
+		return fmt.Sprintf("%.0f", v)
 	case unit == "":
 		return fmt.Sprintf("%.4g", v)
 	case unit == "%":

@@ -289,7 +289,7 @@ func (b *bench) measureThousandLeases(ctx context.Context) error {
 	}
 	defer e.close()
 	t := &thousandLeases{b: b, l: l}
-	dir, err := os.MkdirTemp(memoryFolder(), "pvc-bench-granters-")
+	dir, err := newFolder(memoryFolder(), "granters")
 	if err != nil {
 		return err
 	}
@@ -347,7 +347,7 @@ func enrol(ctx context.Context, e *ensemble) error {
 			err := await(ctx, 60*time.Second, func() error {
 				one, cancel := context.WithTimeout(ctx, 5*time.Second)
 				defer cancel()
-				return enrolOne(one, e, h, i)
+				return enrolOne(one, h, i)
 			})
 			if err != nil {
 				giveUp(fmt.Errorf("enrol %s: %w", granterName(i), err))
@@ -366,7 +366,7 @@ type store interface {
 }
 
 // enrolOne makes one node's records; a try whose reply was lost is found done.
-func enrolOne(ctx context.Context, e *ensemble, h store, i int) error {
+func enrolOne(ctx context.Context, h store, i int) error {
 	n := granterName(i)
 	if err := h.EnsureNode(ctx, n, cluster.Hypervisor); err != nil {
 		return err

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -20,7 +19,9 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"pvc.internal/agent/activity"
 	"pvc.internal/cluster"
+	"pvc.internal/proc"
 	"pvc.internal/router"
 )
 
@@ -36,6 +37,8 @@ type bed struct {
 	address cluster.FloatingAddress
 	guard   *exec.Cmd
 	link    *router.Client
+	rights  *activity.Manager // what the role's orders are given by
+	right   *activity.Right
 	close   []func()
 	epoch   cluster.Epoch
 
@@ -136,7 +139,7 @@ func newBed(bin, name string, index int) (*bed, error) {
 			b.closeAll()
 		}
 	}()
-	if b.dir, err = os.MkdirTemp("", fmt.Sprintf("pvc-%s-guard%d-", name, index)); err != nil {
+	if b.dir, err = newFolder("", fmt.Sprintf("%s-guard%d", name, index)); err != nil {
 		return nil, err
 	}
 	b.onClose(func() { _ = os.RemoveAll(b.dir) })
@@ -329,7 +332,7 @@ func (b *bed) startGuard(bin string) error {
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(bin, "pvcnoded"), "guard", "-c", path) //nolint:noctx // end ends it, and the kernel with this process
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	cmd.SysProcAttr = withUs()
 	started, end := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread()
@@ -347,6 +350,7 @@ func (b *bed) startGuard(bin string) error {
 	b.guard = cmd
 	// Waited for at the end only: a wait beside the tracer's takes its stops away.
 	b.onClose(func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); close(end) })
+	b.rights = activity.New(activity.Config{Self: "bed", Clock: proc.BootClock{}})
 	b.link = router.NewClient(filepath.Join(b.dir, "guard.sock"), zap.NewNop())
 	b.onClose(b.link.Close)
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -367,10 +371,11 @@ func (b *bed) hold(ctx context.Context, length time.Duration) (cluster.Instant, 
 	defer cancel()
 	deadline := now().Add(length)
 	d := cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: b.epoch, Deadline: deadline, Sent: now()}
-	if err := b.link.Begin(ctx, d); err != nil {
+	b.right = b.rights.Hold(context.WithoutCancel(ctx), d)
+	if err := b.link.Begin(ctx, b.right.Token(), d); err != nil {
 		return 0, err
 	}
-	if err := b.link.Present(ctx, b.epoch, []cluster.FloatingAddress{b.address}); err != nil {
+	if err := b.link.Present(ctx, b.right.Token(), b.epoch, []cluster.FloatingAddress{b.address}); err != nil {
 		return 0, err
 	}
 	return deadline, await(ctx, time.Second, func() error {
@@ -401,7 +406,8 @@ func (b *bed) held(ctx context.Context, message uint16) (outcome, error) {
 			// stopped, is its right.
 			d := cluster.RoleDeadline{Owner: cluster.OwnerPrimary, Epoch: b.epoch, Deadline: now().Add(1200 * time.Millisecond), Sent: now()}
 			one, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
-			if b.link.Extend(one, d) == nil || one.Err() != nil {
+			b.right.Extend(d.Deadline)
+			if b.link.Extend(one, b.right.Token(), d) == nil || one.Err() != nil {
 				deadline = max(deadline, d.Deadline)
 			}
 			cancel()

@@ -97,28 +97,18 @@ func (r *rivals) writeConfig(n *sandbox.Node) error {
 	return os.WriteFile(r.configPath(n), []byte(text), 0o600)
 }
 
-// start runs keepalived inside the node: it dies with the node's PID 1.
+// start runs keepalived inside the node: it ends with the node, stopped or not.
 func (r *rivals) start(ctx context.Context, n *sandbox.Node) error {
 	if err := r.writeConfig(n); err != nil {
 		return err
 	}
-	pid, err := r.initPID(ctx, n.Plan.Name)
+	// One that has just ended is known to the node's PID 1 a moment longer.
+	err := await(ctx, 5*time.Second, func() error {
+		return n.Run(ctx, "keepalived", "--dont-fork", "--vrrp", "--log-console", "--use-file", r.configPath(n), "--pid", pidPath(n), "--vrrp_pid", vrrpPath(n))
+	})
 	if err != nil {
-		return err
-	}
-	log, err := os.OpenFile(filepath.Join(n.Dir, "log", "keepalived.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	//nolint:noctx // it lives as long as the node
-	cmd := exec.Command("nsenter", "-t", fmt.Sprint(pid), "-n", "-p", "-m", "-u", "--", "keepalived", "--dont-fork", "--vrrp", "--log-console",
-		"--use-file", r.configPath(n), "--pid", pidPath(n), "--vrrp_pid", vrrpPath(n))
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start keepalived on %s: %w", n.Plan.Name, err)
 	}
-	go func() { _ = cmd.Wait() }() // it ends with the node
 	return nil
 }
 

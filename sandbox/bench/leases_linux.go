@@ -92,7 +92,7 @@ echo >>$F; while :; do sleep 1; done`
 type kin struct{ dir, mark, slice string }
 
 func newKin(slice string) (*kin, error) {
-	dir, err := os.MkdirTemp("", "pvc-bench-kin-")
+	dir, err := newFolder("", "kin")
 	return &kin{dir, rand.Text(), slice}, err
 }
 
@@ -296,9 +296,13 @@ func HelperMain(args []string) error {
 			return orchestratorMain(args[1:])
 		case "granters":
 			return grantersMain(args[1:])
+		case "load":
+			return loadMain(args[1:])
+		case "watchers":
+			return watchersMain(args[1:])
 		}
 	}
-	return fmt.Errorf("%v: orchestrator or granters", args)
+	return fmt.Errorf("%v: orchestrator, granters, load or watchers", args)
 }
 
 // helper is such a process; it ends when its standard input does.

@@ -34,6 +34,11 @@ func (l *lab) initPID(ctx context.Context, node cluster.NodeID) (int, error) {
 
 // processes lists those of the node whose program has the name.
 func (l *lab) processes(ctx context.Context, node cluster.NodeID, program string) ([]process, error) {
+	return l.processesLike(ctx, node, func(title string) bool { return filepath.Base(title) == program })
+}
+
+// processesLike lists the node's processes by the first word of their command line.
+func (l *lab) processesLike(ctx context.Context, node cluster.NodeID, like func(title string) bool) ([]process, error) {
 	first, err := l.initPID(ctx, node)
 	if err != nil {
 		return nil, err
@@ -57,7 +62,7 @@ func (l *lab) processes(ctx context.Context, node cluster.NodeID, program string
 		}
 		raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		argv := strings.Split(string(bytes.TrimRight(raw, "\x00")), "\x00")
-		if filepath.Base(argv[0]) == program {
+		if like(argv[0]) {
 			out = append(out, process{pid, argv})
 		}
 	}

@@ -120,9 +120,12 @@ func (g *standIn) State(context.Context) (cluster.GuardState, error) {
 }
 
 // Begin implements agent.Guard.
-func (g *standIn) Begin(_ context.Context, d cluster.RoleDeadline) error {
+func (g *standIn) Begin(_ context.Context, t cluster.Token, d cluster.RoleDeadline) error {
 	if d.Owner != cluster.OwnerPrimary {
 		return nil
+	}
+	if err := t.Check(); err != nil {
+		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -172,9 +175,12 @@ func (g *standIn) vanish() {
 }
 
 // Extend implements agent.Guard.
-func (g *standIn) Extend(_ context.Context, d cluster.RoleDeadline) error {
+func (g *standIn) Extend(_ context.Context, t cluster.Token, d cluster.RoleDeadline) error {
 	if d.Owner != cluster.OwnerPrimary {
 		return nil
+	}
+	if err := t.Check(); err != nil {
+		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -190,7 +196,10 @@ func (g *standIn) Extend(_ context.Context, d cluster.RoleDeadline) error {
 }
 
 // Present implements agent.Guard.
-func (g *standIn) Present(_ context.Context, e cluster.Epoch, _ []cluster.FloatingAddress) error {
+func (g *standIn) Present(_ context.Context, t cluster.Token, e cluster.Epoch, _ []cluster.FloatingAddress) error {
+	if err := t.Check(); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.live || g.role.Epoch != e || g.clock.Now() >= g.role.Deadline {
@@ -207,12 +216,12 @@ func (g *standIn) Withdraw(_ context.Context, e cluster.Epoch) error {
 }
 
 // StartService implements agent.Guard.
-func (g *standIn) StartService(context.Context, cluster.DeadlineOwner, cluster.Epoch, cluster.ServiceSpec) error {
+func (g *standIn) StartService(context.Context, cluster.Token, cluster.DeadlineOwner, cluster.Epoch, cluster.ServiceSpec) error {
 	return nil
 }
 
 // StopService implements agent.Guard.
-func (g *standIn) StopService(context.Context, cluster.DeadlineOwner, cluster.Epoch, string) error {
+func (g *standIn) StopService(context.Context, cluster.Token, cluster.DeadlineOwner, cluster.Epoch, string) error {
 	return nil
 }
 

@@ -159,6 +159,44 @@ func TestBounceGivesPowerBackAfterAnOff(t *testing.T) {
 	}
 }
 
+// TestAMachineNeedsTimeToBoot: its power reads on at once, it runs later, and one
+// that is cut meanwhile does not.
+func TestAMachineNeedsTimeToBoot(t *testing.T) {
+	m, faults := &machine{}, &Faults{}
+	faults.Boot(time.Hour)
+	c := &chassis{power: m, faults: faults, stop: make(chan struct{})}
+	defer c.pending.Wait()
+	defer c.shut()
+	reads := func(want, runs bool) {
+		t.Helper()
+		if on, err := c.PowerState(t.Context()); err != nil || on != want || m.on.Load() != runs {
+			t.Fatalf("power reads %v, the machine runs: %v (%v), want %v and %v", on, m.on.Load(), err, want, runs)
+		}
+	}
+	set := func(on bool) {
+		t.Helper()
+		if err := c.SetPower(t.Context(), on); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(true)
+	reads(true, false)
+	set(false)
+	reads(false, false)
+	faults.Boot(0) // the boot that was cut ends now, and must not run the machine
+	c.pending.Wait()
+	reads(false, false)
+	faults.Boot(time.Hour)
+	set(true)
+	set(true) // it boots already
+	reads(true, false)
+	faults.Boot(0)
+	c.pending.Wait()
+	reads(true, true)
+	set(true)
+	reads(true, true)
+}
+
 func TestConfigIsChecked(t *testing.T) {
 	good := Config{Listen: "127.0.0.1:0", User: "u", Password: "p", Power: &machine{}}
 	if err := good.Validate(); err != nil {

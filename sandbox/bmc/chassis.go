@@ -18,7 +18,13 @@ type chassis struct {
 	once    sync.Once
 	mu      sync.Mutex // orders pending.Add before shut
 	closed  bool
+	booting uint64 // the boot that is under way; 0: none
+	boots   uint64 // begun so far
 	stop    chan struct{}
+
+	// switching makes a boot's end and a cut exclude each other: what was cut
+	// does not run a moment later. It is taken before mu.
+	switching sync.Mutex
 }
 
 var (
@@ -35,23 +41,93 @@ func (c *chassis) shut() {
 	})
 }
 
-// PowerState implements hal.ChassisHAL.
-func (c *chassis) PowerState(context.Context) (bool, error) { return c.power.Status() }
+// PowerState implements hal.ChassisHAL: a machine that boots has power.
+func (c *chassis) PowerState(context.Context) (bool, error) {
+	if !c.isBooting(0) {
+		return true, nil
+	}
+	return c.power.Status()
+}
 
 // SetPower implements hal.ChassisHAL; under Lying it acknowledges and does
 // nothing, under Slow it acknowledges and acts later, under Bounce an off is
 // followed by an on.
 func (c *chassis) SetPower(_ context.Context, on bool) error {
 	if on {
-		return c.later(c.power.On)
+		return c.later(c.on)
 	}
 	return c.later(func() error {
-		err := c.power.Off()
+		err := c.off()
 		if back := time.Duration(c.faults.bounce.Load()); err == nil && back > 0 {
-			c.delay(back, c.power.On)
+			c.delay(back, c.on)
 		}
 		return err
 	})
+}
+
+// on gives power; under Boot the machine runs only once it has booted.
+func (c *chassis) on() error {
+	if c.faults.boot.Load() <= 0 {
+		return c.power.On()
+	}
+	if is, err := c.power.Status(); err == nil && is {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.booting != 0 {
+		return nil
+	}
+	c.boots++
+	mine := c.boots
+	c.booting = mine
+	c.pending.Go(func() { c.boot(mine, time.Now()) })
+	return nil
+}
+
+// bootTick is how often a boot looks whether it is over.
+const bootTick = 20 * time.Millisecond
+
+// boot lets the machine run once its time is over, or Boot was taken back, unless
+// its power has been cut since, or the controller has ended.
+func (c *chassis) boot(mine uint64, began time.Time) {
+	tick := time.NewTicker(bootTick)
+	defer tick.Stop()
+	for time.Since(began) < time.Duration(c.faults.boot.Load()) {
+		select {
+		case <-tick.C:
+		case <-c.stop:
+			return
+		}
+	}
+	c.switching.Lock()
+	defer c.switching.Unlock()
+	if !c.isBooting(mine) {
+		return
+	}
+	_ = c.power.On() // acknowledged long ago: the status poll tells
+	c.endBoot()
+}
+
+// isBooting reports whether that boot is the one that is under way.
+func (c *chassis) isBooting(boot uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.booting == boot
+}
+
+func (c *chassis) endBoot() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.booting = 0
+}
+
+// off cuts power, of a machine that boots, too.
+func (c *chassis) off() error {
+	c.switching.Lock()
+	defer c.switching.Unlock()
+	c.endBoot()
+	return c.power.Off()
 }
 
 // PowerCycle implements hal.ChassisHAL.
@@ -71,10 +147,10 @@ func (c *chassis) WarmReset(context.Context) error {
 }
 
 func (c *chassis) cycle() error {
-	if err := c.power.Off(); err != nil {
+	if err := c.off(); err != nil {
 		return err
 	}
-	return c.power.On()
+	return c.on()
 }
 
 func (c *chassis) later(act func() error) error {

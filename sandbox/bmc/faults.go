@@ -19,6 +19,7 @@ type Faults struct {
 	slow        atomic.Int64 // nanoseconds
 	latency     atomic.Int64 // nanoseconds
 	bounce      atomic.Int64 // nanoseconds
+	boot        atomic.Int64 // nanoseconds
 
 	mu            sync.Mutex
 	wrongPassword bool
@@ -39,6 +40,11 @@ func (f *Faults) Slow(d time.Duration) { f.slow.Store(int64(d)) }
 // does that is set to start whenever its supply returns; 0 ends it.
 func (f *Faults) Bounce(d time.Duration) { f.bounce.Store(int64(d)) }
 
+// Boot makes the machine run its first program only d after it was given power by
+// the controller, as a real one does: meanwhile its power reads on. 0 ends it, and
+// has one that boots run at once.
+func (f *Faults) Boot(d time.Duration) { f.boot.Store(int64(d)) }
+
 // Clear ends all faults.
 func (f *Faults) Clear() {
 	f.Unreachable(false)
@@ -47,6 +53,7 @@ func (f *Faults) Clear() {
 	f.Slow(0)
 	f.Latency(0)
 	f.Bounce(0)
+	f.Boot(0)
 }
 
 // Latency delays every answer by d; 0 ends it.

@@ -167,6 +167,7 @@ func guarded() {
 		say("no guard: %v", err)
 		return
 	}
+	may := cluster.MintToken(cluster.TokenWire{}, func() error { return nil })
 	client := router.NewClient("/run/guard.sock", zap.NewNop())
 	ctx, cancel := context.WithTimeout(context.Background(), idle)
 	defer cancel()
@@ -181,9 +182,9 @@ func guarded() {
 		now := proc.BootClock{}.Now()
 		d := cluster.RoleDeadline{Owner: cluster.OwnerNode, Deadline: now.Add(4 * time.Second), Sent: now}
 		if n > 0 {
-			say("right: %v", client.Extend(ctx, d))
+			say("right: %v", client.Extend(ctx, may, d))
 		} else {
-			say("right: %v, work: %v", client.Begin(ctx, d), client.StartService(ctx, cluster.OwnerNode, 0, cluster.ServiceSpec{
+			say("right: %v, work: %v", client.Begin(ctx, may, d), client.StartService(ctx, may, cluster.OwnerNode, 0, cluster.ServiceSpec{
 				Name: "work", Kind: cluster.ServiceHook, Command: []string{"/init", "work"}}))
 		}
 		time.Sleep(time.Second)

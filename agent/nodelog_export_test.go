@@ -1,0 +1,4 @@
+package agent
+
+// Waiting is what is to be shipped next.
+func (l *NodeLog) Waiting() []string { return l.parcel().lines }
